@@ -1,0 +1,2 @@
+//! The host end.
+fn main() {}

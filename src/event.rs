@@ -1,0 +1,234 @@
+//! Everything the agent reacts to ([`Event`]) and everything it asks for ([`Command`]).
+//!
+//! Sources and sinks send events into one bounded channel; the agent thread hands each to the reconciler and
+//! carries the commands that come back to the sinks. Both enums are closed: a `match` on them names every variant.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::port::{Binding, Bindings};
+
+/// Events that may wait in the agent's channel before a sender has to wait too.
+pub const EVENTS_MAX: usize = 1024;
+
+/// Where knowledge of a published port comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Source {
+    /// The Docker Engine API, Podman's compatible one included.
+    Docker,
+}
+
+impl Source {
+    /// The name used in logs, JSON and on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Source::Docker => "docker",
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Who claims a binding: a source and the key that source knows it by (a container id).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Owner {
+    /// The source that saw it.
+    pub source: Source,
+    /// The source's own key, unique within it.
+    pub key: Arc<str>,
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A container id of 64 digits is known to people by its first 12.
+        write!(f, "{}:{}", self.source, self.key.get(..12).unwrap_or(&self.key).escape_debug())
+    }
+}
+
+/// A sink's place in the agent's list of sinks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SinkId(pub usize);
+
+/// Names one document sent to one sink, so that the answer finds it. Never reused within a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// Something happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The owner now publishes exactly these bindings; none means it is gone.
+    Claim {
+        /// Who.
+        owner: Owner,
+        /// What, complete.
+        bindings: Bindings,
+    },
+    /// The complete view of a source, just (re)connected or polled: owners not in it are gone.
+    Snapshot {
+        /// Which source.
+        source: Source,
+        /// Every owner it sees.
+        claims: BTreeMap<Arc<str>, Bindings>,
+    },
+    /// A source lost what it watches. Its claims stay for the grace time, or until its next snapshot.
+    SourceLost {
+        /// Which source.
+        source: Source,
+        /// Why, for people.
+        reason: String,
+    },
+    /// A source met input that it could not use, and went on without it.
+    Skipped {
+        /// Which source.
+        source: Source,
+        /// What was wrong with it, for people.
+        reason: String,
+    },
+    /// A sink's answer to a document.
+    Answered {
+        /// Which sink.
+        sink: SinkId,
+        /// Which document.
+        ticket: Ticket,
+        /// What became of it.
+        answer: Answer,
+    },
+    /// What the sink's peer holds is no longer known (it restarted, or the address it is told has changed).
+    SinkReset {
+        /// Which sink.
+        sink: SinkId,
+        /// Why, for people.
+        reason: String,
+    },
+    /// The agent is to end: everything is withdrawn.
+    Shutdown,
+}
+
+/// What became of a document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// It was carried out, except for these bindings.
+    Done {
+        /// Bindings the peer refused, each with its reason.
+        failed: Vec<(Binding, Failure)>,
+    },
+    /// The peer was reached, but whether it took the document is not known.
+    Uncertain(String),
+    /// The peer was not reached: nothing of the document was delivered.
+    Unreachable(String),
+}
+
+/// Why one binding is not forwarded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The kind, which scripts may act on.
+    pub kind: FailureKind,
+    /// The peer's own words, for people.
+    pub reason: String,
+}
+
+/// Kinds of [`Failure`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureKind {
+    /// Somebody else holds the port.
+    Conflict,
+    /// Not allowed.
+    Denied,
+    /// Anything else.
+    Failed,
+}
+
+/// Whether a document opens or closes forwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// Open them.
+    Announce,
+    /// Close them.
+    Withdraw,
+}
+
+/// What the agent is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Give this document to that sink.
+    Send(SinkId, Document),
+    /// Tell people and scripts about a change.
+    Report(Report),
+}
+
+/// One change, of one owner, for one sink.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Document {
+    /// To be named in the answer.
+    pub ticket: Ticket,
+    /// Open or close.
+    pub operation: Operation,
+    /// Whose change it is.
+    pub owner: Owner,
+    /// Which bindings, at least one, as the host is to bind them.
+    pub bindings: Bindings,
+}
+
+/// A change that people and scripts want to know of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Report {
+    /// A forward changed its state at a sink.
+    Forward {
+        /// Which sink.
+        sink: SinkId,
+        /// Whose.
+        owner: Owner,
+        /// Which binding, as bound on the host.
+        binding: Binding,
+        /// Its new state.
+        state: ForwardState,
+    },
+    /// A sink's peer went away or came back.
+    Peer {
+        /// Which sink.
+        sink: SinkId,
+        /// `None`: reachable. Otherwise why it is not.
+        problem: Option<String>,
+    },
+    /// A source's state changed.
+    Source {
+        /// Which source.
+        source: Source,
+        /// `None`: it has just given its complete view. Otherwise what is wrong.
+        problem: Option<String>,
+    },
+    /// Input was skipped, or a claim was cut down.
+    Skipped {
+        /// By which source.
+        source: Source,
+        /// How often so far in this run.
+        count: u64,
+        /// What was wrong.
+        reason: String,
+    },
+    /// A binding to one particular guest address is exposed on the host's loopback instead.
+    Narrowed {
+        /// Whose.
+        owner: Owner,
+        /// As published.
+        published: Binding,
+        /// As exposed.
+        exposed: Binding,
+    },
+}
+
+/// The state of a forward at one sink.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ForwardState {
+    /// Announced and, as far as can be known, in place.
+    Forwarding,
+    /// Not in place, for this reason; it is tried again.
+    Failing(Failure),
+    /// Withdrawn.
+    Withdrawn,
+}

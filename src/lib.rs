@@ -1,0 +1,6 @@
+//! The Rancher Desktop guest agent, and its host end.
+
+pub mod event;
+pub mod port;
+pub mod relay;
+pub mod wire;

@@ -1,0 +1,3 @@
+//! The formats of what is sent to, and received from, the peers. Pure: bytes in, values out, and back.
+
+pub mod port_mapping;
