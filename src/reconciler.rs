@@ -4,6 +4,8 @@
 //! and nothing else changes port state. It keeps who claims which binding, derives what each sink should hold (a
 //! binding stays while any owner claims it), and lets each sink's [`ledger`] work out the difference.
 
+#![deny(clippy::wildcard_enum_match_arm)]
+
 pub mod ledger;
 
 use std::collections::BTreeMap;

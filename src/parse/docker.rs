@@ -138,8 +138,11 @@ fn port(number: u64) -> Option<NonZeroU16> {
     u16::try_from(number).ok().and_then(NonZeroU16::new)
 }
 
+/// The running containers, and complaints about single ports of theirs.
+pub type Running = (BTreeMap<Arc<str>, Bindings>, Vec<String>);
+
 /// The body of `GET /containers/json`: the published ports of each running container, empty ones included.
-pub fn containers(body: &[u8]) -> Result<(BTreeMap<Arc<str>, Bindings>, Vec<String>), ParseError> {
+pub fn containers(body: &[u8]) -> Result<Running, ParseError> {
     let value: Value = serde_json::from_slice(body)?;
     let list = value.as_array().ok_or(ParseError::Field { path: "(the list)", expected: "an array" })?;
     let mut claims = BTreeMap::new();
@@ -282,10 +285,7 @@ mod tests {
                      "81/tcp":null,"82/tcp":[],
                      "53/udp":[{"HostIp":"127.0.0.1","HostPort":"5353"}]}}}"#;
         let published = inspect(body).unwrap();
-        assert_eq!(
-            names(&published.bindings),
-            ["0.0.0.0:8080/tcp->80", "[::]:8080/tcp->80", "127.0.0.1:5353/udp->53"]
-        );
+        assert_eq!(names(&published.bindings), ["0.0.0.0:8080/tcp->80", "[::]:8080/tcp->80", "127.0.0.1:5353/udp->53"]);
         assert!(published.skipped.is_empty());
         let stopped = br#"{"State":{"Running":false},"NetworkSettings":{"Ports":{"80/tcp":[{"HostPort":"80"}]}}}"#;
         assert_eq!(inspect(stopped).unwrap(), Published::default());

@@ -26,8 +26,7 @@ pub fn default_gateways_v6(text: &str, interface: &str) -> Vec<IpAddr> {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
         let [destination, prefix, _, _, gateway, _, _, _, flags, name] = fields.as_slice() else { return None };
         let hex = |field: &str| u128::from_str_radix(field, 16).ok();
-        let default =
-            hex(destination)? == 0 && hex(prefix)? == 0 && hex(flags)? & u128::from(FLAG_GATEWAY) != 0;
+        let default = hex(destination)? == 0 && hex(prefix)? == 0 && hex(flags)? & u128::from(FLAG_GATEWAY) != 0;
         (default && *name == interface).then_some(())?;
         Some(IpAddr::V6(Ipv6Addr::from_bits(hex(gateway)?)))
     };

@@ -14,6 +14,8 @@
 //! what an owner changes arrives in order. While the peer cannot be reached no lane waits for itself: one document
 //! probes, and when it is answered the peer is taken for a restarted one and told everything again.
 
+#![deny(clippy::wildcard_enum_match_arm)]
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroU16;
 use std::time::Instant;

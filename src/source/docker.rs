@@ -16,7 +16,7 @@ use ureq::http::Response;
 use ureq::{Agent, Body};
 
 use super::lines::{LINE_BYTES_MAX, Lines, Next};
-use super::unix_http;
+use super::unix_http::{self, Resumable};
 use crate::event::{Event, Owner, Source};
 use crate::parse::ParseError;
 use crate::parse::docker::{self, ApiVersion, DockerEvent};
@@ -124,7 +124,7 @@ pub fn session(socket: &Path, context: &Context) -> (bool, DockerError) {
         healthy: false,
     };
     let agent = session.agent.clone();
-    context.stop.on_raise(move || agent.shutdown());
+    context.stop.on_raise(move || agent.clone().shutdown());
     let error = match session.run() {
         Ok(()) => DockerError::Stream("is not wanted any more".into()),
         Err(error) => error,
@@ -162,7 +162,7 @@ impl Session<'_> {
     fn run(&mut self) -> Result<(), DockerError> {
         self.base = format!("http://engine/v{}", self.negotiate()?);
         let events = self.get(EVENTS, None)?;
-        let mut lines = Lines::new(check(EVENTS, events)?.into_body().into_reader());
+        let mut lines = Lines::new(Resumable(check(EVENTS, events)?.into_body().into_reader()));
         self.list()?;
         let mut listed = Instant::now();
         let mut missed = false;

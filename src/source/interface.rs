@@ -8,9 +8,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::thread::Builder;
 
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
-};
+use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket};
 
 use crate::event::{Event, SinkId};
 use crate::net;

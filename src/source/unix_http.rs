@@ -23,6 +23,18 @@ pub fn agent(path: PathBuf, config: Config) -> Agent {
     Agent::with_parts(config, UnixConnector(path), NoResolver)
 }
 
+/// A response's body whose time-outs say so (`TimedOut`), after which it can be read on.
+pub struct Resumable<R>(pub R);
+
+impl<R: io::Read> io::Read for Resumable<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer).map_err(|error| match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+            Some(Error::Timeout(_)) => io::Error::new(io::ErrorKind::TimedOut, error),
+            Some(_) | None => error,
+        })
+    }
+}
+
 #[derive(Debug)]
 struct UnixConnector(PathBuf);
 
