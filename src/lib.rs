@@ -1,6 +1,7 @@
 //! The Rancher Desktop guest agent, and its host end.
 
 pub mod event;
+pub mod flags;
 pub mod port;
 pub mod relay;
 pub mod wire;
