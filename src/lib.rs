@@ -2,6 +2,8 @@
 
 pub mod event;
 pub mod flags;
+pub mod host;
 pub mod port;
+pub mod privileges;
 pub mod relay;
 pub mod wire;
