@@ -67,7 +67,8 @@ pub static USAGE: Usage = Usage {
                     name: "connect-address",
                     takes: Takes::Values("IP"),
                     default: "",
-                    help: "connect to this address whatever documents say; at most one for IPv4 and one for IPv6",
+                    help: "connect to this address whatever documents say; at most one for IPv4 ports and one for \
+                           IPv6 ports (::ffff:A.B.C.D there reaches a guest that has only IPv4)",
                 },
                 Flag {
                     name: "ports-max",

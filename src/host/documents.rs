@@ -114,7 +114,7 @@ impl<H: Host> Documents<H> {
                 std::thread::sleep(ACCEPT_PAUSE);
             }
         }
-        let mut ready = fds.iter().map(|fd| fd.any().unwrap_or(false));
+        let mut ready = fds.iter().map(|fd| fd.any().unwrap_or(true));
         let stopped = ready.next().unwrap_or(false);
         let ready_sockets: Vec<bool> = ready.by_ref().take(listening.len()).collect();
         let ready_connections: Vec<bool> = ready.collect();

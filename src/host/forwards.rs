@@ -189,7 +189,9 @@ impl<H: Host> Forwards<H> {
     fn refuse(&mut self, binding: Binding, refusal: &Refusal, changes: &mut Vec<Change>) {
         self.remove(binding, changes);
         let outcome = match refusal {
-            Refusal::NotAllowed | Refusal::ConnectDenied(_) | Refusal::Itself => Outcome::Denied(refusal.to_string()),
+            Refusal::NotAllowed(_) | Refusal::ConnectDenied(_) | Refusal::Itself => {
+                Outcome::Denied(refusal.to_string())
+            }
             Refusal::NoAddress => Outcome::Failed(refusal.to_string()),
         };
         changes.push(Change { binding, outcome });

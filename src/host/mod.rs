@@ -9,10 +9,12 @@
 //! memory, descriptors or the log, and nothing it sends is printed raw.
 
 pub mod config;
+pub mod diagnostics;
 pub mod documents;
 pub mod forwards;
 pub mod handshake;
 pub mod policy;
 pub mod quota;
 pub mod report;
+pub mod run;
 pub mod sockets;

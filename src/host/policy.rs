@@ -118,8 +118,8 @@ pub struct Policy {
 /// Why a binding is not to be opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
-    /// No rule allows it to be bound.
-    NotAllowed,
+    /// No rule allows this to be bound.
+    NotAllowed(SocketAddr),
     /// The address to connect to is not allowed.
     ConnectDenied(IpAddr),
     /// It would connect to its own listener.
@@ -131,8 +131,8 @@ pub enum Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Refusal::NotAllowed => f.write_str("no --allow rule covers this address and port"),
-            Refusal::ConnectDenied(ip) => write!(f, "connecting to {ip} is not allowed; --connect {ip} would allow it"),
+            Refusal::NotAllowed(addr) => write!(f, "no rule allows it to be bound; --allow {addr} would"),
+            Refusal::ConnectDenied(ip) => write!(f, "no rule allows connecting to {ip}; --connect {ip} would"),
             Refusal::Itself => f.write_str("it would connect to itself"),
             Refusal::NoAddress => f.write_str(
                 "the guest named no address of this family to connect to; --connect-address IP would set one",
@@ -151,7 +151,7 @@ impl Policy {
         is_own: impl Fn(IpAddr) -> bool,
     ) -> Result<SocketAddr, Refusal> {
         if !self.allow.iter().any(|rule| rule.covers(binding)) {
-            return Err(Refusal::NotAllowed);
+            return Err(Refusal::NotAllowed(binding.socket_addr()));
         }
         let fixed = match binding.host_ip {
             IpAddr::V4(_) => self.connect_v4.map(IpAddr::V4),
@@ -270,6 +270,10 @@ mod tests {
         policy.target(&binding(addr), &named, |ip| ip.to_string() == "192.168.1.9")
     }
 
+    fn not_allowed(addr: &str) -> Result<SocketAddr, Refusal> {
+        Err(Refusal::NotAllowed(addr.parse().unwrap()))
+    }
+
     fn default_policy() -> Policy {
         Policy { allow: ALLOW_DEFAULT.map(|rule| rule.parse().unwrap()).into(), ..Policy::default() }
     }
@@ -282,8 +286,8 @@ mod tests {
         assert_eq!(target(&policy, "[::1]:8080", &named).unwrap().to_string(), "[fd00::2]:8080");
         assert_eq!(target(&policy, "127.0.0.1:8080", &["fd00::2"]), Err(Refusal::NoAddress));
         assert_eq!(target(&policy, "[::1]:8080", &["fe80::1"]), Err(Refusal::NoAddress));
-        assert_eq!(target(&policy, "0.0.0.0:8080", &named), Err(Refusal::NotAllowed));
-        assert_eq!(target(&policy, "127.0.0.1:80", &named), Err(Refusal::NotAllowed));
+        assert_eq!(target(&policy, "0.0.0.0:8080", &named), not_allowed("0.0.0.0:8080"));
+        assert_eq!(target(&policy, "127.0.0.1:80", &named), not_allowed("127.0.0.1:80"));
     }
 
     #[test]
@@ -302,7 +306,7 @@ mod tests {
     #[test]
     fn connect_rules_and_fixed_addresses() {
         let ruled = Policy { connect: vec!["127.0.0.0/8".parse().unwrap()], ..default_policy() };
-        assert_eq!(target(&ruled, "127.0.0.1:81", &["127.0.0.2"]), Err(Refusal::NotAllowed));
+        assert_eq!(target(&ruled, "127.0.0.1:81", &["127.0.0.2"]), not_allowed("127.0.0.1:81"));
         assert_eq!(target(&ruled, "127.0.0.1:8081", &["10.0.0.2", "127.0.0.2"]).unwrap().to_string(), "127.0.0.2:8081");
         let denied = Refusal::ConnectDenied("10.0.0.2".parse().unwrap());
         assert_eq!(target(&ruled, "127.0.0.1:8081", &["10.0.0.2"]), Err(denied));

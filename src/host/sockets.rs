@@ -58,10 +58,10 @@ struct SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if id_of(&self.path).is_ok_and(|id| id == self.id)
-            && let Err(error) = fs::remove_file(&self.path)
-        {
-            log::warn!("cannot remove {}: {error}", self.path.display());
+        if id_of(&self.path).is_ok_and(|id| id == self.id) {
+            if let Err(error) = fs::remove_file(&self.path) {
+                log::warn!("cannot remove {}: {error}", self.path.display());
+            }
         }
     }
 }
