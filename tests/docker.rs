@@ -86,15 +86,17 @@ fn udp_answer(world: &World, address: &str) -> Result<String, String> {
 fn published_ports_answer_on_the_hosts_loopback() {
     let world = World::new(&[], &[]);
     world.engine.web("web", &["-p", "8080:80", "-p", "127.0.0.1:8081:80", "-p", "8082:80/tcp"]);
-    let echo = ["busybox:local", "/busybox", "nc", "-u", "-l", "-p", "53", "-e", "/busybox", "cat"];
-    world.engine.run("echo", &["-p", "5353:53/udp"], &echo);
+    let publish = ["-p", "5353:53/udp", "-p", "127.0.0.1:5354:53/udp"];
+    world.engine.run("echo", &publish, &["busybox:local", "/udp_echo", "53"]);
     for address in ["127.0.0.1:8080", "127.0.0.1:8081", "127.0.0.1:8082", "[::1]:8080"] {
         world.wait_200(address);
     }
-    eventually("an echo by UDP", || match udp_answer(&world, "127.0.0.1:5353") {
-        Ok(answer) if answer == "hello\n" => Ok(()),
-        other => Err(other),
-    });
+    for address in ["127.0.0.1:5353", "127.0.0.1:5354"] {
+        eventually("an echo by UDP", || match udp_answer(&world, address) {
+            Ok(answer) if answer == "hello\n" => Ok(()),
+            other => Err((other, world.agent.log())),
+        });
+    }
     world.engine.remove("web");
     world.engine.remove("echo");
     for address in ["127.0.0.1:8080", "127.0.0.1:8081", "127.0.0.1:8082", "[::1]:8080"] {
@@ -269,11 +271,9 @@ fn a_changed_guest_address_is_announced_again() {
     world.wait_200("127.0.0.1:8080");
     world.wait_200("127.0.0.1:8081");
     let ip = |args: &[&str]| run(Command::new("ip").arg("-n").arg(world.vm.guest.name()).args(args));
-    ip(&["addr", "add", "192.168.143.7/24", "dev", "eth0"]);
     ip(&["addr", "del", "192.168.143.2/24", "dev", "eth0"]);
-    if ip(&["route"]).lines().all(|line| !line.starts_with("default")) {
-        ip(&["route", "add", "default", "via", HOST]);
-    }
+    ip(&["addr", "add", "192.168.143.7/24", "dev", "eth0"]);
+    ip(&["route", "add", "default", "via", HOST]);
     world.wait_200("127.0.0.1:8080");
     world.wait_200("127.0.0.1:8081");
     let moved: IpAddr = "192.168.143.7".parse().unwrap();

@@ -41,8 +41,10 @@ impl Engine {
         let image = engine.dir.join("image");
         fs::create_dir(&image).unwrap();
         fs::copy(BUSYBOX, image.join("busybox")).expect("busybox-static: run scripts/deps.sh docker");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/udp_echo.c");
+        run(Command::new("cc").args(["-static", "-O1", "-o"]).arg(image.join("udp_echo")).arg(source));
         let tar = engine.dir.join("image.tar");
-        run(Command::new("tar").arg("-C").arg(&image).arg("-cf").arg(&tar).arg("busybox"));
+        run(Command::new("tar").arg("-C").arg(&image).arg("-cf").arg(&tar).args(["busybox", "udp_echo"]));
         run(engine.cli().arg("import").arg(&tar).arg("busybox:local"));
         engine
     }
