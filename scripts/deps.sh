@@ -25,7 +25,7 @@ needs() {
   musl) echo readelf:binutils cc:gcc ;;
   # Where rustup has no musl target: Debian's compiler, with the source of the standard library (scripts/musl.sh).
   musl-source) echo musl-gcc:musl-tools /usr/bin/rustc:rustc-web /usr/lib/rustlib/src/rust/library:rust-web-src ;;
-  vm) echo qemu-system-x86_64:qemu-system-x86 mke2fs:e2fsprogs flock:util-linux dpkg-deb:dpkg cc:gcc $BUSYBOX ;;
+  vm) echo qemu-system-x86_64:qemu-system-x86 mke2fs:e2fsprogs flock:util-linux setpriv:util-linux dpkg-deb:dpkg cc:gcc $BUSYBOX ;;
   bench) echo socat:socat ip:iproute2 ;;
   lint) echo shellcheck:shellcheck ;;
   *)
