@@ -30,15 +30,19 @@ const HANDSHAKE_PORT: u32 = 17382;
 const HANDSHAKE: &[u8] = b"github.com/rancher-sandbox/rancher-desktop-vtunnel";
 const DOCUMENTS_PORT: u32 = 17381;
 
+/// The container which runs before the agent does.
 const EARLY: &str = "80/tcp 0.0.0.0:8080";
 const EARLY_ANNOUNCED: &str = concat!(
     r#"{"remove":false,"ports":{"80/tcp":[{"HostIp":"0.0.0.0","HostPort":"8080"}]},"#,
     r#""connectAddrs":[{"network":"ip+net","addr":"192.168.143.2/24"}]}"#,
     "\n"
 );
-const LATE: &str = "90/udp 127.0.0.1:9090";
+/// The one which is started when the agent runs.
+const LATE: &str = "90/tcp 127.0.0.1:9090";
+const LATE_UDP: &str = "90/udp 127.0.0.1:9091";
 const LATE_ANNOUNCED: &str = concat!(
-    r#"{"remove":false,"ports":{"90/udp":[{"HostIp":"127.0.0.1","HostPort":"9090"}]},"#,
+    r#"{"remove":false,"ports":{"90/tcp":[{"HostIp":"127.0.0.1","HostPort":"9090"}],"#,
+    r#""90/udp":[{"HostIp":"127.0.0.1","HostPort":"9091"}]},"#,
     r#""connectAddrs":[{"network":"ip+net","addr":"192.168.143.2/24"}]}"#,
     "\n"
 );
@@ -58,7 +62,7 @@ fn the_service_in_a_guest_keeps_the_host_informed() {
     assert_eq!(guest.ok("cat /proc/1/comm", SOON), "openrc-init");
     start_docker(&mut guest);
 
-    run_container(&mut guest, "early", "0.0.0.0:8080:80");
+    run_container(&mut guest, "early", 80, "-p 0.0.0.0:8080:80");
     configure(
         &mut guest,
         &[
@@ -70,13 +74,17 @@ fn the_service_in_a_guest_keeps_the_host_informed() {
         ],
     );
     guest.ok(START, SOON);
-    assert_eq!(guest.read_from_guest(HANDSHAKE_PORT, SOON), HANDSHAKE, "the handshake, and then the end");
     host.wait_for(&[EARLY], SOON);
     assert_eq!(host.seen, [EARLY_ANNOUNCED]);
 
-    run_container(&mut guest, "late", "127.0.0.1:9090:90/udp");
-    host.wait_for(&[EARLY, LATE], SOON);
+    run_container(&mut guest, "late", 90, "-p 127.0.0.1:9090:90 -p 127.0.0.1:9091:90/udp");
+    host.wait_for(&[EARLY, LATE, LATE_UDP], SOON);
     assert_eq!(host.seen, [EARLY_ANNOUNCED, LATE_ANNOUNCED]);
+
+    // A host that asks for the handshake may have restarted: it is told everything again.
+    host.forget();
+    assert_eq!(guest.read_from_guest(HANDSHAKE_PORT, SOON), HANDSHAKE, "the handshake, and then the end");
+    host.wait_for(&[EARLY, LATE, LATE_UDP], SOON);
 
     unprivileged(&mut guest);
     announced_again_after_a_kill(&mut guest, &mut host);
@@ -96,8 +104,10 @@ fn start_docker(guest: &mut Machine) {
     guest.ok("tar -C /tmp/image -c . | docker import - box", LATER);
 }
 
-fn run_container(guest: &mut Machine, name: &str, publish: &str) {
-    guest.ok(&format!("docker run -d --name {name} -p {publish} box /bin/busybox sleep 3600"), LATER);
+/// The container answers each connection to `port` with its name.
+fn run_container(guest: &mut Machine, name: &str, port: u16, publish: &str) {
+    let serve = format!("/bin/busybox nc -ll -p {port} -e /bin/busybox echo from {name}");
+    guest.ok(&format!("docker run -d --name {name} {publish} box {serve}"), LATER);
 }
 
 fn configure(guest: &mut Machine, lines: &[&str]) {
@@ -133,10 +143,9 @@ fn announced_again_after_a_kill(guest: &mut Machine, host: &mut Documents) {
     assert!(supervised(guest));
     host.forget();
     guest.ok(&format!("kill -9 {killed}"), SOON);
-    host.wait_for(&[EARLY, LATE], SOON);
+    host.wait_for(&[EARLY, LATE, LATE_UDP], SOON);
     let respawned = agent_pid(guest).expect("the agent runs again");
     assert_ne!(respawned, killed);
-    assert_eq!(guest.read_from_guest(HANDSHAKE_PORT, SOON), HANDSHAKE);
 }
 
 /// logrotate's entry is right, and the log is held open for appending: after the rotation it does not begin with a hole.
