@@ -6,6 +6,7 @@ pub mod cidr;
 pub mod config;
 pub mod event;
 pub mod flags;
+pub mod host;
 pub mod logging;
 pub mod net;
 pub mod parse;

@@ -1,2 +1,40 @@
-//! The host end.
-fn main() {}
+//! The host end's process: its command line, and its exit code.
+
+use std::process::ExitCode;
+
+use rancher_desktop_agent::host::config::{self, Action, USAGE};
+use rancher_desktop_agent::host::{diagnostics, run};
+
+const NAME: &str = "rancher-desktop-hostagent";
+const FAILED: u8 = 1;
+const BAD_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let config = match config::parse(std::env::args_os().skip(1)) {
+        Ok(Action::Run(config)) => config,
+        Ok(Action::Check) => return ExitCode::SUCCESS,
+        Ok(Action::Help) => return print(&USAGE.help()),
+        Ok(Action::Version) => return print(&format!("{NAME} {}\n", env!("CARGO_PKG_VERSION"))),
+        Err(error) => {
+            eprintln!("{NAME}: {error}\n{NAME}: --help shows all flags");
+            return ExitCode::from(BAD_USAGE);
+        }
+    };
+    diagnostics::start(config.log_format, config.debug);
+    match run::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("{error}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// Unlike `print!`, does not panic when nobody reads it.
+fn print(text: &str) -> ExitCode {
+    use std::io::Write as _;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::from(FAILED),
+    }
+}

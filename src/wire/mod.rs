@@ -1,3 +1,4 @@
 //! The formats of what is sent to, and received from, the peers. Pure: bytes in, values out, and back.
 
 pub mod port_mapping;
+pub mod port_mapping_decode;

@@ -1,0 +1,317 @@
+//! What a guest may ask for: which addresses and ports of the host may be bound, and which addresses of the guest may be
+//! connected to. Pure: rules and questions in, answers out.
+//!
+//! A rule for what may be bound is `ADDR[/PREFIX]:PORT[-PORT]`, an IPv6 one `[ADDR[/PREFIX]]:PORT[-PORT]`; one for what
+//! may be connected to is `ADDR[/PREFIX]`.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+use crate::port::Binding;
+use crate::wire::port_mapping::ConnectAddr;
+
+/// What may be bound when no rule is given.
+pub const ALLOW_DEFAULT: [&str; 2] = ["127.0.0.0/8:1024-65535", "[::1]:1024-65535"];
+
+/// Addresses with a common prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Net {
+    addr: IpAddr,
+    prefix: u32,
+}
+
+impl Net {
+    /// Whether the address is of this family and has this prefix.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        match (self.addr, ip) {
+            (IpAddr::V4(net), IpAddr::V4(ip)) => {
+                let mask = u32::MAX.checked_shl(32 - self.prefix).unwrap_or(0);
+                (net.to_bits() ^ ip.to_bits()) & mask == 0
+            }
+            (IpAddr::V6(net), IpAddr::V6(ip)) => {
+                let mask = u128::MAX.checked_shl(128 - self.prefix).unwrap_or(0);
+                (net.to_bits() ^ ip.to_bits()) & mask == 0
+            }
+            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
+        }
+    }
+
+    fn is_single(&self) -> bool {
+        self.prefix == if self.addr.is_ipv4() { 32 } else { 128 }
+    }
+}
+
+impl FromStr for Net {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Net, String> {
+        let (addr, prefix) = text.split_once('/').map_or((text, None), |(addr, prefix)| (addr, Some(prefix)));
+        let addr: IpAddr = addr.parse().map_err(|_| format!("\"{}\" is not an IP address", addr.escape_debug()))?;
+        if matches!(addr, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some()) {
+            return Err("write an IPv4 address as such".to_owned());
+        }
+        let bits: u32 = if addr.is_ipv4() { 32 } else { 128 };
+        let prefix = match prefix.map(str::parse) {
+            None => bits,
+            Some(Ok(prefix)) if prefix <= bits => prefix,
+            Some(_) => return Err(format!("the prefix length is not from 0 to {bits}")),
+        };
+        Ok(Net { addr, prefix })
+    }
+}
+
+/// Addresses and ports of the host that may be bound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AllowRule {
+    net: Net,
+    ports: RangeInclusive<u16>,
+}
+
+impl AllowRule {
+    /// Whether the binding is covered. Every address at once (`0.0.0.0`, `::`) is covered only by a rule for just that
+    /// address, or for the whole family: a rule for some addresses must not open the others.
+    pub fn covers(&self, binding: &Binding) -> bool {
+        let ip = binding.host_ip;
+        let wide_enough = !ip.is_unspecified() || self.net.is_single() || self.net.prefix == 0;
+        wide_enough && self.net.contains(ip) && self.ports.contains(&binding.host_port.get())
+    }
+}
+
+impl FromStr for AllowRule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<AllowRule, String> {
+        const WANTED: &str = "use ADDR[/PREFIX]:PORT[-PORT], with an IPv6 ADDR[/PREFIX] in brackets";
+        let (net, ports) = match text.strip_prefix('[') {
+            Some(rest) => rest.split_once("]:").ok_or(WANTED)?,
+            None => text.split_once(':').ok_or(WANTED)?,
+        };
+        let net: Net = net.parse().map_err(|e| format!("{e}; {WANTED}"))?;
+        if net.addr.is_ipv6() != text.starts_with('[') {
+            return Err(WANTED.to_owned());
+        }
+        let (low, high) = ports.split_once('-').unwrap_or((ports, ports));
+        let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0).ok_or("ports are from 1 to 65535");
+        let (low, high) = (port(low)?, port(high)?);
+        if low > high {
+            return Err("the first port is above the last".to_owned());
+        }
+        Ok(AllowRule { net, ports: low..=high })
+    }
+}
+
+/// The rules of one host end.
+#[derive(Debug, Clone, Default)]
+pub struct Policy {
+    /// What may be bound: any of these.
+    pub allow: Vec<AllowRule>,
+    /// What may be connected to: any of these. Empty: any unicast address that cannot be the host itself.
+    pub connect: Vec<Net>,
+    /// Connected to in place of what documents name. The operator's word: not checked against `connect`.
+    pub connect_v4: Option<Ipv4Addr>,
+    /// As `connect_v4`, for IPv6.
+    pub connect_v6: Option<Ipv6Addr>,
+}
+
+/// Why a binding is not to be opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// No rule allows this to be bound.
+    NotAllowed(SocketAddr),
+    /// The address to connect to is not allowed.
+    ConnectDenied(IpAddr),
+    /// It would connect to its own listener.
+    Itself,
+    /// There is no address of its family to connect to.
+    NoAddress,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::NotAllowed(addr) => write!(f, "no rule allows it to be bound; --allow {addr} would"),
+            Refusal::ConnectDenied(ip) => write!(f, "no rule allows connecting to {ip}; --connect {ip} would"),
+            Refusal::Itself => f.write_str("it would connect to itself"),
+            Refusal::NoAddress => f.write_str(
+                "the guest named no address of this family to connect to; --connect-address IP would set one",
+            ),
+        }
+    }
+}
+
+impl Policy {
+    /// Where a binding's connections go: the first acceptable address of its family, and its own port. `is_own` tells
+    /// the host's own addresses; it is asked only where the default for `connect` applies.
+    pub fn target(
+        &self,
+        binding: &Binding,
+        named: &[ConnectAddr],
+        is_own: impl Fn(IpAddr) -> bool,
+    ) -> Result<SocketAddr, Refusal> {
+        if !self.allow.iter().any(|rule| rule.covers(binding)) {
+            return Err(Refusal::NotAllowed(binding.socket_addr()));
+        }
+        let fixed = match binding.host_ip {
+            IpAddr::V4(_) => self.connect_v4.map(IpAddr::V4),
+            IpAddr::V6(_) => self.connect_v6.map(IpAddr::V6),
+        };
+        let ip = match fixed {
+            Some(ip) => ip,
+            None => self.choose(binding, named, is_own)?,
+        };
+        if ip == binding.host_ip || (binding.host_ip.is_unspecified() && ip.is_loopback()) {
+            return Err(Refusal::Itself);
+        }
+        Ok(SocketAddr::new(ip, binding.host_port.get()))
+    }
+
+    fn choose(
+        &self,
+        binding: &Binding,
+        named: &[ConnectAddr],
+        is_own: impl Fn(IpAddr) -> bool,
+    ) -> Result<IpAddr, Refusal> {
+        let mut refusal = Refusal::NoAddress;
+        for ip in named.iter().map(|addr| addr.ip) {
+            if ip.is_ipv4() != binding.host_ip.is_ipv4() {
+                continue;
+            }
+            let usable = if self.connect.is_empty() {
+                is_guest_like(ip) && !is_own(ip)
+            } else {
+                self.connect.iter().any(|net| net.contains(ip))
+            };
+            if usable {
+                return Ok(ip);
+            }
+            // A link-local address is on every interface: no reason to speak of it when it is passed over.
+            if refusal == Refusal::NoAddress && !is_link_local(ip) {
+                refusal = Refusal::ConnectDenied(ip);
+            }
+        }
+        Err(refusal)
+    }
+}
+
+/// Whether the address can be that of one guest, and not of this host.
+fn is_guest_like(ip: IpAddr) -> bool {
+    let this_network = matches!(ip, IpAddr::V4(v4) if v4.octets().starts_with(&[0]));
+    let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
+    !(this_network || broadcast || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || is_link_local(ip))
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::port::Protocol;
+
+    fn binding(addr: &str) -> Binding {
+        let addr: SocketAddr = addr.parse().unwrap();
+        Binding { protocol: Protocol::Tcp, host_ip: addr.ip(), host_port: addr.port().try_into().unwrap() }
+    }
+
+    fn allows(rule: &str, addr: &str) -> bool {
+        rule.parse::<AllowRule>().unwrap().covers(&binding(addr))
+    }
+
+    #[test]
+    fn allow_rules_cover_what_they_say() {
+        assert!(allows("127.0.0.0/8:1024-65535", "127.255.0.1:1024"));
+        assert!(!allows("127.0.0.0/8:1024-65535", "127.0.0.1:1023"));
+        assert!(!allows("127.0.0.0/8:1024-65535", "128.0.0.1:8080"));
+        assert!(allows("192.168.1.5:80", "192.168.1.5:80") && !allows("192.168.1.5:80", "192.168.1.5:81"));
+        assert!(allows("[fd00::/64]:80", "[fd00::1]:80") && !allows("[fd00::/64]:80", "[fd00:0:0:1::1]:80"));
+        assert!(allows("[::1]:1-65535", "[::1]:1") && !allows("[::1]:1-65535", "127.0.0.1:1"));
+    }
+
+    #[test]
+    fn every_address_at_once_needs_a_rule_that_says_so() {
+        assert!(allows("0.0.0.0:80", "0.0.0.0:80") && allows("0.0.0.0/0:80", "0.0.0.0:80"));
+        assert!(allows("[::]:80", "[::]:80") && allows("[::/0]:80", "[::]:80"));
+        assert!(!allows("0.0.0.0/8:80", "0.0.0.0:80") && !allows("[::/1]:80", "[::]:80"));
+        assert!(allows("0.0.0.0/0:80", "10.1.2.3:80") && !allows("0.0.0.0:80", "10.1.2.3:80"));
+        assert!(!allows("0.0.0.0/0:80", "[::]:80"));
+    }
+
+    #[test]
+    fn bad_rules_are_refused() {
+        for bad in [
+            "",
+            "127.0.0.1",
+            "127.0.0.1:",
+            "127.0.0.1:0",
+            "127.0.0.1:65536",
+            "127.0.0.1:9-8",
+            "127.0.0.0/33:80",
+            "::1:80",
+            "[::1]",
+            "[::1]80",
+            "[127.0.0.1]:80",
+            "[::1/129]:80",
+            "localhost:80",
+            "127.0.0.1:1-2-3",
+            "[::ffff:1.2.3.4]:80",
+        ] {
+            assert!(bad.parse::<AllowRule>().is_err(), "{bad}");
+        }
+    }
+
+    fn target(policy: &Policy, addr: &str, named: &[&str]) -> Result<SocketAddr, Refusal> {
+        let named: Vec<_> = named.iter().map(|ip| ConnectAddr { ip: ip.parse().unwrap(), prefix: 24 }).collect();
+        policy.target(&binding(addr), &named, |ip| ip.to_string() == "192.168.1.9")
+    }
+
+    fn not_allowed(addr: &str) -> Result<SocketAddr, Refusal> {
+        Err(Refusal::NotAllowed(addr.parse().unwrap()))
+    }
+
+    fn default_policy() -> Policy {
+        Policy { allow: ALLOW_DEFAULT.map(|rule| rule.parse().unwrap()).into(), ..Policy::default() }
+    }
+
+    #[test]
+    fn connects_to_the_first_usable_address_of_the_family() {
+        let policy = default_policy();
+        let named = ["fe80::1", "169.254.1.1", "10.0.0.2", "10.0.0.3", "fd00::2"];
+        assert_eq!(target(&policy, "127.0.0.1:8080", &named).unwrap().to_string(), "10.0.0.2:8080");
+        assert_eq!(target(&policy, "[::1]:8080", &named).unwrap().to_string(), "[fd00::2]:8080");
+        assert_eq!(target(&policy, "127.0.0.1:8080", &["fd00::2"]), Err(Refusal::NoAddress));
+        assert_eq!(target(&policy, "[::1]:8080", &["fe80::1"]), Err(Refusal::NoAddress));
+        assert_eq!(target(&policy, "0.0.0.0:8080", &named), not_allowed("0.0.0.0:8080"));
+        assert_eq!(target(&policy, "127.0.0.1:80", &named), not_allowed("127.0.0.1:80"));
+    }
+
+    #[test]
+    fn by_default_the_host_cannot_be_pointed_at_itself() {
+        let policy = default_policy();
+        for ip in ["127.0.0.1", "127.9.9.9", "0.0.0.0", "0.1.2.3", "224.0.0.1", "255.255.255.255", "192.168.1.9"] {
+            assert_eq!(target(&policy, "127.0.0.1:8080", &[ip]), Err(Refusal::ConnectDenied(ip.parse().unwrap())));
+        }
+        for ip in ["::", "::1", "ff02::1"] {
+            assert_eq!(target(&policy, "[::1]:8080", &[ip]), Err(Refusal::ConnectDenied(ip.parse().unwrap())));
+        }
+        let fixed = Policy { connect_v4: Some(Ipv4Addr::LOCALHOST), ..default_policy() };
+        assert_eq!(target(&fixed, "127.0.0.1:8080", &["10.0.0.2"]), Err(Refusal::Itself));
+    }
+
+    #[test]
+    fn connect_rules_and_fixed_addresses() {
+        let ruled = Policy { connect: vec!["127.0.0.0/8".parse().unwrap()], ..default_policy() };
+        assert_eq!(target(&ruled, "127.0.0.1:81", &["127.0.0.2"]), not_allowed("127.0.0.1:81"));
+        assert_eq!(target(&ruled, "127.0.0.1:8081", &["10.0.0.2", "127.0.0.2"]).unwrap().to_string(), "127.0.0.2:8081");
+        let denied = Refusal::ConnectDenied("10.0.0.2".parse().unwrap());
+        assert_eq!(target(&ruled, "127.0.0.1:8081", &["10.0.0.2"]), Err(denied));
+        let fixed = Policy { connect_v4: Some(Ipv4Addr::new(172, 16, 0, 2)), ..default_policy() };
+        assert_eq!(target(&fixed, "127.0.0.1:8081", &["10.0.0.2"]).unwrap().to_string(), "172.16.0.2:8081");
+        assert_eq!(target(&fixed, "[::1]:8081", &["fd00::2"]).unwrap().to_string(), "[fd00::2]:8081");
+    }
+}
