@@ -105,6 +105,8 @@ pub enum Event {
         /// Why, for people.
         reason: String,
     },
+    /// Time has passed: the moment that the reconciler named as its deadline has come.
+    Tick,
     /// The agent is to end: everything is withdrawn.
     Shutdown,
 }
@@ -194,6 +196,13 @@ pub enum Report {
         sink: SinkId,
         /// `None`: reachable. Otherwise why it is not.
         problem: Option<String>,
+    },
+    /// What a sink's peer holds is no longer known; it is told everything again.
+    Reset {
+        /// Which sink.
+        sink: SinkId,
+        /// Why.
+        reason: String,
     },
     /// A source's state changed.
     Source {

@@ -1,2 +1,92 @@
-//! The guest agent.
-fn main() {}
+//! `rancher-desktop-guestagent`: arguments, log, privileges, signals, exit code. Everything else is in the library.
+
+use std::io;
+use std::process::ExitCode;
+use std::sync::mpsc::SyncSender;
+use std::thread::Builder;
+
+use caps::Capability;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigSet, Signal};
+use rancher_desktop_agent::agent::{Agent, needs_relay};
+use rancher_desktop_agent::config::{self, Config, USAGE, Wish};
+use rancher_desktop_agent::event::Event;
+use rancher_desktop_agent::supervisor::STACK_BYTES;
+use rancher_desktop_agent::{logging, privileges};
+
+const EXIT_FAILED: u8 = 1;
+const EXIT_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let wish = match config::read(std::env::args_os().skip(1), |name| std::env::var_os(name)) {
+        Ok(wish) => wish,
+        Err(error) => {
+            eprintln!("rancher-desktop-guestagent: {error}\nTry 'rancher-desktop-guestagent --help'.");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    match wish {
+        Wish::Help => print(&USAGE.help()),
+        Wish::Version => print(concat!("rancher-desktop-guestagent ", env!("CARGO_PKG_VERSION"), "\n")),
+        Wish::Check(config) => print(&format!("{}\n", summary(&config))),
+        Wish::Run(config) => match run(&config) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                log::error!("{error}");
+                eprintln!("rancher-desktop-guestagent: {error}");
+                ExitCode::from(EXIT_FAILED)
+            }
+        },
+    }
+}
+
+/// Prints to standard output; a reader that went away is not an error.
+fn print(text: &str) -> ExitCode {
+    match io::Write::write_all(&mut io::stdout(), text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(_) => ExitCode::from(EXIT_FAILED),
+    }
+}
+
+fn summary(config: &Config) -> String {
+    let docker = config.docker.iter().map(|socket| format!("source=docker:{}", socket.display()));
+    let sinks = config.sinks.iter().map(|sink| format!("sink={sink}"));
+    let relay = needs_relay(config).then(|| format!("relay={}", config.interface));
+    let exposure = if config.policy.admin { "exposure=as-published" } else { "exposure=loopback" };
+    docker.chain(sinks).chain(relay).chain([exposure.to_owned()]).collect::<Vec<_>>().join(" ")
+}
+
+fn run(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
+    logging::start(config.log_format, config.debug)?;
+    // Blocked before any thread starts, so that only the signal thread sees them.
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    signals.thread_block()?;
+    let keep: &[Capability] = if needs_relay(config) { &[Capability::CAP_NET_BIND_SERVICE] } else { &[] };
+    privileges::drop_to(keep)?;
+    let agent = Agent::start(config, raise_file_limit()?)?;
+    watch_signals(signals, agent.sender())?;
+    log::info!("started version={} {}", env!("CARGO_PKG_VERSION"), summary(config));
+    agent.run();
+    Ok(())
+}
+
+/// Every listener, connection and flow of the relay is a descriptor: takes as many as are allowed.
+fn raise_file_limit() -> nix::Result<u64> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok(hard)
+}
+
+/// The first signal asks for a shutdown, the second ends the process at once. The thread lives as long as the process.
+fn watch_signals(signals: SigSet, events: SyncSender<Event>) -> io::Result<()> {
+    Builder::new().name("signals".into()).stack_size(STACK_BYTES).spawn(move || {
+        let mut first = true;
+        while let Ok(signal) = signals.wait() {
+            if !std::mem::take(&mut first) || events.send(Event::Shutdown).is_err() {
+                std::process::exit(128 + signal as i32);
+            }
+        }
+    })?;
+    Ok(())
+}

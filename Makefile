@@ -1,0 +1,50 @@
+# Everything a user or packager runs. `make` shows it.
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+TARGET = x86_64-unknown-linux-musl
+MUSL = target/$(TARGET)/release
+BINARIES = rancher-desktop-guestagent rancher-desktop-hostagent
+
+.PHONY: help demo test check build musl install bench clean
+.DEFAULT_GOAL := help
+
+help: ## show this
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+demo: build ## show a container's ports answering on the host (root; about half a minute after the build)
+	@scripts/deps.sh docker
+	@scripts/demo.sh
+
+test: musl ## run every test, against real engines and in a VM (root; installs what is missing)
+	@scripts/deps.sh docker podman vm
+	@tests/vm/prepare.sh
+	cargo test --locked --no-fail-fast -- --include-ignored
+
+check: ## formatting, lints, docs, and the tests that need neither root nor an engine
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+	cargo test --locked --quiet
+
+build: ## build for this machine, into target/release
+	cargo build --locked --release
+
+musl: ## build the static binaries, and prove that they are static and small
+	@scripts/musl.sh
+
+install: ## install the musl binaries where they are built, else this machine's (PREFIX, DESTDIR)
+	@[ -x $(MUSL)/rancher-desktop-guestagent ] || [ -x target/release/rancher-desktop-guestagent ] || \
+		{ echo "nothing to install: run 'make musl' or 'make build' first" >&2; exit 1; }
+	from=target/release; [ ! -x $(MUSL)/rancher-desktop-guestagent ] || from=$(MUSL); \
+	for binary in $(BINARIES); do install -D -m 0755 "$$from/$$binary" "$(DESTDIR)$(PREFIX)/bin/$$binary"; done
+	install -D -m 0755 init/rancher-desktop-guestagent.initd "$(DESTDIR)/etc/init.d/rancher-desktop-guestagent"
+	install -D -m 0644 init/rancher-desktop-guestagent.confd "$(DESTDIR)/etc/conf.d/rancher-desktop-guestagent"
+	install -D -m 0644 init/rancher-desktop-guestagent.logrotate "$(DESTDIR)/etc/logrotate.d/rancher-desktop-guestagent"
+
+bench: musl ## measure the README's claims and put them there (root; about five minutes)
+	@scripts/deps.sh docker bench
+	cargo bench --locked --bench claims -- --update README.md
+
+clean: ## remove everything that was built
+	cargo clean

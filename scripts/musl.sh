@@ -1,0 +1,67 @@
+#!/bin/sh
+# Builds both programs as static musl binaries, into target/x86_64-unknown-linux-musl/release/, and proves that they are.
+#
+# With rustup's own musl target where rustup has it or can fetch it. Otherwise the standard library is built from Debian's
+# package of its source, by Debian's compiler: the only way where only Debian's registry can be reached.
+#
+#   scripts/musl.sh [cargo build arguments]
+set -eu
+cd "$(dirname "$0")/.."
+TARGET=x86_64-unknown-linux-musl
+SIZE_MAX=1400000
+OUT=target/$TARGET/release
+export CARGO_TARGET_DIR=target
+
+scripts/deps.sh musl
+
+has_rustup_target() { rustup target list --installed 2>/dev/null | grep -qx "$TARGET"; }
+
+# Flags are joined with 0x1f for CARGO_ENCODED_RUSTFLAGS, so that a directory's name may hold spaces.
+flags=
+flag() { for word in "$@"; do flags="$flags${flags:+$(printf '\037')}$word"; done; }
+# Nothing unwinds (panic=abort), nothing is loaded at run time and nobody looks for a build id: leave those tables out.
+flag -C relocation-model=static -C force-unwind-tables=no
+flag -C link-arg=-Wl,--no-eh-frame-hdr -C link-arg=-Wl,-z,noseparate-code -C link-arg=-Wl,--build-id=none
+# Panic messages hold the path of their source file; that of the machine it was built on is nobody's business.
+CARGO_DIR=${CARGO_HOME:-$HOME/.cargo}
+flag --remap-path-prefix "$CARGO_DIR=/cargo" --remap-path-prefix "$PWD=/src"
+
+if command -v rustup >/dev/null && { has_rustup_target ||
+  { timeout 60 rustup target add "$TARGET" >/dev/null 2>&1 && has_rustup_target; }; }; then
+  way="rustup's target $TARGET"
+  set -- --locked "$@"
+else
+  scripts/deps.sh musl-source
+  way="the standard library built from source (rust-web-src), $(/usr/bin/rustc --version)"
+  # Rust's backtraces want two functions of a static libunwind, which Debian does not have. These say "no frames".
+  unwind=$PWD/target/musl-unwind
+  mkdir -p "$unwind"
+  printf '%s\n' 'int _Unwind_Backtrace(void *f, void *a) { (void)f; (void)a; return 5; }' \
+    'unsigned long _Unwind_GetIP(void *c) { (void)c; return 0; }' |
+    musl-gcc -Os -x c -c -o "$unwind/unwind.o" -
+  ar rcs "$unwind/libunwind.a" "$unwind/unwind.o"
+  flag -C link-self-contained=no -L "native=$unwind" --remap-path-prefix "/usr/lib/rustlib/src/rust=/rust"
+  export RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_LINKER=musl-gcc
+  set -- -Z build-std=std,panic_abort -Z build-std-features=optimize_for_size --locked "$@"
+fi
+export CARGO_ENCODED_RUSTFLAGS="$flags"
+echo "musl: with $way"
+cargo build --release --target "$TARGET" "$@"
+
+fail() {
+  echo "musl: $1" >&2
+  exit 1
+}
+for program in rancher-desktop-guestagent rancher-desktop-hostagent; do
+  binary=$OUT/$program
+  size=$(stat -c %s "$binary")
+  # Static: the kernel is asked for no interpreter, and there is nothing for one to link.
+  ! readelf -lW "$binary" | grep -q INTERP || fail "$binary asks for a dynamic linker"
+  readelf -dW "$binary" | grep -q 'no dynamic section' || fail "$binary has a dynamic section"
+  for dir in "$PWD/" "$CARGO_DIR/" "${HOME%/}/"; do
+    [ "$dir" = / ] || ! grep -qaF -- "$dir" "$binary" || fail "$binary names a directory of this machine: $dir"
+  done
+  echo "musl: $binary: $size bytes, static (no PT_INTERP, no dynamic section)"
+done
+size=$(stat -c %s "$OUT/rancher-desktop-guestagent")
+[ "$size" -le "$SIZE_MAX" ] || fail "the agent has $size bytes, more than $SIZE_MAX"

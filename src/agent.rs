@@ -1,0 +1,281 @@
+//! The agent: starts the threads, and carries events to the reconciler and its commands to the sinks.
+//!
+//! One thread, this one, owns the reconciler. It waits for the next event (or for the reconciler's deadline), applies
+//! it, hands out what comes back, and logs what changed. It never waits for a sink or a source.
+
+#![deny(clippy::wildcard_enum_match_arm)]
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::config::{Config, SinkConfig};
+use crate::event::{Command, EVENTS_MAX, Event, FailureKind, ForwardState, Report, SinkId, Source};
+use crate::reconciler::{Reconciler, Role, Settings};
+use crate::relay::Limits;
+use crate::sink::vtunnel::{Address, Vtunnel};
+use crate::sink::{self, Running, Sink, handshake, relay::RelaySink, stdout::Stdout};
+use crate::source::{docker, interface};
+use crate::stop::Stop;
+use crate::supervisor::{Context, Supervised, supervise};
+
+/// The longest that withdrawing everything may take at the end.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The longest wait for threads to end, after that.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Bounds of the relay, before the limit on open files is taken into account.
+const RELAY_LIMITS: Limits = Limits {
+    connections_max: 1024,
+    flows_max: 1024,
+    flow_idle: Duration::from_secs(90),
+    connect_timeout: Duration::from_secs(5),
+};
+
+/// Descriptors of one relayed connection: two sockets and two pipes.
+const CONNECTION_FDS: u64 = 6;
+
+/// Why the agent could not start.
+#[derive(Debug)]
+pub struct StartError {
+    what: &'static str,
+    error: io::Error,
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot start {}: {}", self.what, self.error)
+    }
+}
+
+impl std::error::Error for StartError {}
+
+fn starting(what: &'static str) -> impl FnOnce(io::Error) -> StartError {
+    move |error| StartError { what, error }
+}
+
+/// An agent whose threads run.
+pub struct Agent {
+    events: Receiver<Event>,
+    sender: SyncSender<Event>,
+    reconciler: Reconciler,
+    sinks: Vec<Running>,
+    names: Vec<String>,
+    threads: Vec<Supervised>,
+}
+
+impl Agent {
+    /// Starts sinks, then sources. `files_max` is the limit on open descriptors.
+    pub fn start(config: &Config, files_max: u64) -> Result<Agent, StartError> {
+        let (sender, events) = sync_channel(EVENTS_MAX);
+        let mut agent = Agent {
+            events,
+            sender,
+            reconciler: Reconciler::new(Settings { policy: config.policy, grace: config.grace, sinks: roles(config) }),
+            sinks: Vec::new(),
+            names: Vec::new(),
+            threads: Vec::new(),
+        };
+        agent.start_sinks(config, files_max)?;
+        agent.start_sources(config)?;
+        Ok(agent)
+    }
+
+    /// Where to send events from outside, a shutdown among them.
+    pub fn sender(&self) -> SyncSender<Event> {
+        self.sender.clone()
+    }
+
+    fn start_sinks(&mut self, config: &Config, files_max: u64) -> Result<(), StartError> {
+        for sink in &config.sinks {
+            let worker: Box<dyn Sink> = match sink {
+                SinkConfig::Stdout => Box::new(Stdout),
+                SinkConfig::Vtunnel(address) => Box::new(Vtunnel::new(address.clone(), config.interface.clone())),
+            };
+            self.start_sink(sink.to_string(), worker)?;
+        }
+        if needs_relay(config) {
+            let half = usize::try_from(files_max / 2 / CONNECTION_FDS).unwrap_or(usize::MAX).max(1);
+            let limits = Limits { connections_max: RELAY_LIMITS.connections_max.min(half), ..RELAY_LIMITS };
+            let relay = RelaySink::start(config.interface.clone(), config.relay_peers.clone(), limits);
+            self.start_sink("relay".into(), Box::new(relay.map_err(starting("the relay"))?))?;
+        }
+        let of_kind = |wanted: fn(&SinkConfig) -> bool| -> Vec<SinkId> {
+            config.sinks.iter().enumerate().filter(|(_, s)| wanted(s)).map(|(i, _)| SinkId(i)).collect()
+        };
+        let vsock = of_kind(|sink| matches!(sink, SinkConfig::Vtunnel(Address::Vsock { .. })));
+        if !vsock.is_empty() {
+            let thread = handshake::listen(vsock, self.context()?);
+            self.threads.push(thread.map_err(starting("the handshake on vsock port 17382"))?);
+        }
+        let mut addressed = of_kind(|sink| matches!(sink, SinkConfig::Vtunnel(_)));
+        if !addressed.is_empty() {
+            addressed.push(SinkId(config.sinks.len()));
+            let thread = interface::watch(config.interface.clone(), addressed, self.context()?);
+            self.threads.push(thread.map_err(starting("the watch on the interface"))?);
+        }
+        Ok(())
+    }
+
+    fn start_sink(&mut self, name: String, worker: Box<dyn Sink>) -> Result<(), StartError> {
+        let id = SinkId(self.sinks.len());
+        let thread_name = name.split(':').next().unwrap_or_default();
+        let running = sink::Running::start(id, &format!("sink-{thread_name}"), worker, self.sender.clone());
+        self.sinks.push(running.map_err(starting("a sink"))?);
+        self.names.push(name);
+        Ok(())
+    }
+
+    fn start_sources(&mut self, config: &Config) -> Result<(), StartError> {
+        if let Some(socket) = config.docker.clone() {
+            let session = move |context: &Context| docker::session(&socket, context);
+            let thread = supervise(Source::Docker, self.context()?, session);
+            self.threads.push(thread.map_err(starting("the docker source"))?);
+        }
+        Ok(())
+    }
+
+    fn context(&self) -> Result<Context, StartError> {
+        let stop = Stop::new().map_err(starting("a thread"))?;
+        Ok(Context { events: self.sender.clone(), stop })
+    }
+
+    /// Runs until a shutdown has been asked for and carried out, or has taken too long.
+    pub fn run(mut self) {
+        let mut end: Option<Instant> = None;
+        loop {
+            let now = Instant::now();
+            if end.is_some_and(|end| self.reconciler.is_empty() || now >= end) {
+                break;
+            }
+            let deadline = self.reconciler.deadline().into_iter().chain(end).min();
+            let event = match deadline {
+                Some(deadline) => self.events.recv_timeout(deadline.saturating_duration_since(now)),
+                None => self.events.recv().map_err(RecvTimeoutError::from),
+            };
+            let event = match event {
+                Ok(event) => event,
+                Err(RecvTimeoutError::Timeout) => Event::Tick,
+                // Cannot happen while we hold a sender ourselves.
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            if event == Event::Shutdown && end.is_none() {
+                log::info!("stopping: withdrawing everything");
+                end = Some(Instant::now() + SHUTDOWN_TIMEOUT);
+                self.threads.iter().for_each(|thread| thread.stop.raise());
+            }
+            self.react(event);
+        }
+        if self.reconciler.is_empty() {
+            log::info!("stopped: everything is withdrawn");
+        } else {
+            log::warn!("stopped: not everything could be withdrawn within {} s", SHUTDOWN_TIMEOUT.as_secs());
+        }
+        self.finish();
+    }
+
+    fn react(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            for command in self.reconciler.apply(event, Instant::now()) {
+                match command {
+                    Command::Send(sink, document) => {
+                        if let Some(running) = self.sinks.get(sink.0) {
+                            log::debug!(
+                                "send sink={} {:?} {} {}",
+                                self.name(sink),
+                                document.operation,
+                                document.owner,
+                                document.bindings.len()
+                            );
+                            events.extend(running.send(document));
+                        }
+                    }
+                    Command::Report(report) => self.report(&report),
+                }
+            }
+        }
+    }
+
+    fn name(&self, sink: SinkId) -> &str {
+        self.names.get(sink.0).map_or("?", String::as_str)
+    }
+
+    /// One line a change.
+    fn report(&self, report: &Report) {
+        match report {
+            Report::Forward { sink, owner, binding, state } => {
+                let sink = self.name(*sink);
+                match state {
+                    ForwardState::Forwarding => log::info!("forwarding binding={binding} owner={owner} sink={sink}"),
+                    ForwardState::Withdrawn => log::info!("withdrawn binding={binding} owner={owner} sink={sink}"),
+                    ForwardState::Failing(failure) => {
+                        let kind = match failure.kind {
+                            FailureKind::Conflict => "conflict",
+                            FailureKind::Denied => "denied",
+                            FailureKind::Failed => "failed",
+                        };
+                        log::warn!("{kind} binding={binding} owner={owner} sink={sink} reason={:?}", failure.reason);
+                    }
+                }
+            }
+            Report::Peer { sink, problem: None } => log::info!("sink reachable sink={}", self.name(*sink)),
+            Report::Peer { sink, problem: Some(reason) } => {
+                log::warn!("sink unreachable, trying on sink={} reason={reason:?}", self.name(*sink));
+            }
+            Report::Reset { sink, reason } => {
+                log::info!("announcing everything again sink={} reason={reason:?}", self.name(*sink));
+            }
+            Report::Source { source, problem: None } => log::info!("source ready source={source}"),
+            Report::Source { source, problem: Some(reason) } => {
+                log::warn!("source lost, trying on source={source} reason={reason:?}");
+            }
+            Report::Skipped { source, count, reason } => {
+                log::warn!("skipped input source={source} count={count} reason={reason:?}");
+            }
+            Report::Narrowed { owner, published, exposed } => {
+                log::warn!("exposed on the host's loopback only owner={owner} published={published} exposed={exposed}")
+            }
+        }
+    }
+
+    /// Joins every thread, as far as they end in time: what still hangs in a connection ends with the process.
+    fn finish(self) {
+        drop(self.events);
+        drop(self.sender);
+        self.threads.iter().for_each(|thread| thread.stop.raise());
+        let handles: Vec<JoinHandle<()>> = self
+            .threads
+            .into_iter()
+            .map(|thread| thread.thread)
+            .chain(self.sinks.into_iter().map(Running::finish))
+            .collect();
+        let end = Instant::now() + JOIN_TIMEOUT;
+        for handle in handles {
+            while !handle.is_finished() && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if handle.is_finished() {
+                // A panic aborts the process in release builds, and its message is on standard error in others.
+                let _ = handle.join();
+            }
+        }
+    }
+}
+
+fn roles(config: &Config) -> Vec<Role> {
+    let mut roles = vec![Role::Peer; config.sinks.len()];
+    if needs_relay(config) {
+        roles.push(Role::Relay);
+    }
+    roles
+}
+
+/// Only a host that connects back needs it.
+pub fn needs_relay(config: &Config) -> bool {
+    config.sinks.iter().any(|sink| matches!(sink, SinkConfig::Vtunnel(_)))
+}

@@ -1,0 +1,506 @@
+//! The agent's configuration: command line and environment, turned into types and checked before anything starts.
+//!
+//! The flags are those of Rancher Desktop's own agent, so that this one can take its place, and a few of ours (those
+//! that `--help` writes with two dashes). Nothing here does I/O.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::cidr::Cidr;
+use crate::flags::{Flag, FlagError, Parsed, Section, Takes, Usage};
+use crate::logging::Format;
+use crate::policy::Policy;
+use crate::sink::vtunnel::{self, Address};
+
+/// Where the engine listens unless `DOCKER_HOST` says otherwise.
+const DOCKER_SOCKET: &str = "/var/run/docker.sock";
+
+/// The command line of the agent.
+pub static USAGE: Usage = Usage {
+    synopsis: "rancher-desktop-guestagent [flags]",
+    about: "Watches which ports of this VM containers publish, and tells the host to forward them.",
+    sections: &[
+        Section {
+            title: "Sources: what is watched",
+            flags: &[
+                Flag {
+                    name: "docker",
+                    takes: Takes::Bool,
+                    default: "false",
+                    help: "watch the Docker Engine API, or Podman's compatible one, at DOCKER_HOST (default unix:///var/run/docker.sock)",
+                },
+                Flag {
+                    name: "containerd",
+                    takes: Takes::Bool,
+                    default: "false",
+                    help: "watch containerd (not in this version)",
+                },
+                Flag {
+                    name: "containerdSock",
+                    takes: Takes::Value("PATH"),
+                    default: "/run/k3s/containerd/containerd.sock",
+                    help: "containerd's socket",
+                },
+                Flag {
+                    name: "iptables",
+                    takes: Takes::Bool,
+                    default: "false",
+                    help: "scan NAT rules (not in this version)",
+                },
+                Flag {
+                    name: "kubernetes",
+                    takes: Takes::Bool,
+                    default: "false",
+                    help: "watch Kubernetes Services (not in this version)",
+                },
+                Flag {
+                    name: "kubeconfig",
+                    takes: Takes::Value("PATH"),
+                    default: "/etc/rancher/k3s/k3s.yaml",
+                    help: "how to reach Kubernetes",
+                },
+                Flag {
+                    name: "k8sServiceListenerAddr",
+                    takes: Takes::Value("IP"),
+                    default: "0.0.0.0",
+                    help: "where Services are exposed: 0.0.0.0 or 127.0.0.1",
+                },
+                Flag {
+                    name: "k8sAPIPort",
+                    takes: Takes::Value("PORT"),
+                    default: "6443",
+                    help: "the Kubernetes API server's port",
+                },
+                Flag {
+                    name: "engine-grace",
+                    takes: Takes::Value("DURATION"),
+                    default: "10s",
+                    help: "how long forwards stay while their engine is away: 500ms, 10s, 2m",
+                },
+            ],
+        },
+        Section {
+            title: "Sinks: who is told",
+            flags: &[
+                Flag {
+                    name: "privilegedService",
+                    takes: Takes::Bool,
+                    default: "false",
+                    help: "tell the Privileged Service on the host, through vtunnel",
+                },
+                Flag {
+                    name: "vtunnelAddr",
+                    takes: Takes::Value("HOST:PORT"),
+                    default: "127.0.0.1:3040",
+                    help: "vtunnel's peer in this VM",
+                },
+                Flag {
+                    name: "sink",
+                    takes: Takes::Values("URL"),
+                    default: "",
+                    help: "tell this peer, in place of what the flags above choose:\nstdout: (one JSON document a change), unix://PATH, tcp://HOST:PORT, vsock://CID[:PORT] (the host is CID 2, port 17381)",
+                },
+                Flag {
+                    name: "connect-interface",
+                    takes: Takes::Value("NAME"),
+                    default: "eth0",
+                    help: "the interface whose addresses the host connects to",
+                },
+                Flag {
+                    name: "relay-peer",
+                    takes: Takes::Values("CIDR"),
+                    default: "",
+                    help: "who may use the relay to ports published on 127.0.0.1, in place of the default gateway",
+                },
+                Flag {
+                    name: "tap-interface-ip",
+                    takes: Takes::Value("IP"),
+                    default: "192.168.127.2",
+                    help: "this VM's address on host-switch's network (not in this version)",
+                },
+            ],
+        },
+        Section {
+            title: "Exposure",
+            flags: &[Flag {
+                name: "adminInstall",
+                takes: Takes::Bool,
+                default: "false",
+                help: "the host side has admin rights, and may bind every address; without it all ports are bound on the host's loopback",
+            }],
+        },
+        Section {
+            title: "General",
+            flags: &[
+                Flag {
+                    name: "check",
+                    takes: Takes::Bool,
+                    default: "false",
+                    help: "check flags and environment, say what would run, and exit",
+                },
+                Flag { name: "debug", takes: Takes::Bool, default: "false", help: "log everything" },
+                Flag {
+                    name: "log-format",
+                    takes: Takes::Value("text|json"),
+                    default: "text",
+                    help: "how log lines on standard error look",
+                },
+                Flag { name: "version", takes: Takes::Bool, default: "false", help: "print the version and exit" },
+                Flag { name: "help", takes: Takes::Bool, default: "false", help: "print this help and exit" },
+            ],
+        },
+    ],
+    operands_max: 0,
+    footer: "\
+Examples:
+  rancher-desktop-guestagent -docker --sink stdout:               see what it would tell a host
+  rancher-desktop-guestagent -docker -privilegedService           as Rancher Desktop starts it
+  rancher-desktop-guestagent -docker --sink vsock://2             a QEMU or Firecracker guest; the host runs
+                                                                  rancher-desktop-hostagent
+Exit codes: 0 stopped by a signal, everything withdrawn; 1 could not start; 2 wrong flags.
+",
+};
+
+/// A sink to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SinkConfig {
+    /// JSON documents on standard output.
+    Stdout,
+    /// PortMapping documents to that address.
+    Vtunnel(Address),
+}
+
+impl fmt::Display for SinkConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SinkConfig::Stdout => f.write_str("stdout:"),
+            SinkConfig::Vtunnel(address) => address.fmt(f),
+        }
+    }
+}
+
+/// What is asked of the process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wish {
+    /// Run the agent.
+    Run(Config),
+    /// Say what would run, and exit.
+    Check(Config),
+    /// Print the help.
+    Help,
+    /// Print the version.
+    Version,
+}
+
+/// A checked configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The engine's socket, where the docker source is on.
+    pub docker: Option<PathBuf>,
+    /// The sinks, at least one.
+    pub sinks: Vec<SinkConfig>,
+    /// What may be exposed.
+    pub policy: Policy,
+    /// How long the claims of a lost engine stay.
+    pub grace: Duration,
+    /// The interface whose addresses the host connects to.
+    pub interface: String,
+    /// Who may use the relay; empty: the default gateway.
+    pub relay_peers: Vec<Cidr>,
+    /// Log everything.
+    pub debug: bool,
+    /// How log lines look.
+    pub log_format: Format,
+}
+
+/// Why a configuration is refused. All of them are for exit code 2.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConfigError {
+    /// A flag is wrong.
+    Flag(FlagError),
+    /// The flag is known, but what it turns on is not built yet.
+    NotInThisVersion(&'static str),
+    /// Nothing to watch.
+    NoSource,
+    /// Nobody to tell.
+    NoSink,
+    /// `-docker`, `-containerd` and `-iptables` together.
+    TooManySources,
+    /// An environment variable is wrong.
+    Environment {
+        /// Its name.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What it should be.
+        expected: &'static str,
+    },
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ConfigError::Flag(error) => error.fmt(f),
+            ConfigError::NotInThisVersion(flag) => write!(
+                f,
+                "-{flag} is not in this version ({}): leave it out, or give -{flag}=false",
+                env!("CARGO_PKG_VERSION")
+            ),
+            ConfigError::NoSource => f.write_str(
+                "nothing to watch: give at least one source. In this version that is -docker \
+                 (-containerd, -iptables and -kubernetes are not in it yet)",
+            ),
+            ConfigError::NoSink => f.write_str(
+                "nobody to tell: give -privilegedService, or --sink URL (for a first look: --sink stdout:). \
+                 The host-switch and wsl-proxy sinks, which -docker alone would choose, are not in this version",
+            ),
+            ConfigError::TooManySources => {
+                f.write_str("-docker, -containerd and -iptables cannot all be on: choose two at most")
+            }
+            ConfigError::Environment { name, value, expected } => {
+                write!(f, "{name}={}: expected {expected}", value.escape_debug())
+            }
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl From<FlagError> for ConfigError {
+    fn from(error: FlagError) -> ConfigError {
+        ConfigError::Flag(error)
+    }
+}
+
+/// Reads the command line (without the program's name) and the environment.
+pub fn read(
+    words: impl IntoIterator<Item = OsString>,
+    environment: impl Fn(&str) -> Option<OsString>,
+) -> Result<Wish, ConfigError> {
+    let flags = USAGE.parse(words)?;
+    if flags.on("help") {
+        return Ok(Wish::Help);
+    }
+    if flags.on("version") {
+        return Ok(Wish::Version);
+    }
+    check_unused(&flags)?;
+    check_sources(&flags)?;
+    let config = Config {
+        docker: if flags.on("docker") { Some(docker_socket(environment("DOCKER_HOST"))?) } else { None },
+        sinks: sinks(&flags)?,
+        policy: Policy { admin: flags.on("adminInstall") },
+        grace: value(&flags, "engine-grace", "a duration such as 500ms, 10s or 2m", duration)?,
+        interface: value(&flags, "connect-interface", "an interface name of 1 to 15 characters", interface)?,
+        relay_peers: values(&flags, "relay-peer", "ADDRESS[/PREFIX]", Cidr::parse)?,
+        debug: flags.on("debug"),
+        log_format: value(&flags, "log-format", "text or json", Format::parse)?,
+    };
+    if flags.on("check") { Ok(Wish::Check(config)) } else { Ok(Wish::Run(config)) }
+}
+
+fn check_sources(flags: &Parsed) -> Result<(), ConfigError> {
+    if flags.on("docker") && flags.on("containerd") && flags.on("iptables") {
+        return Err(ConfigError::TooManySources);
+    }
+    for name in ["containerd", "iptables", "kubernetes"] {
+        if flags.on(name) {
+            return Err(ConfigError::NotInThisVersion(name));
+        }
+    }
+    if flags.on("docker") { Ok(()) } else { Err(ConfigError::NoSource) }
+}
+
+/// Values that belong to what is not built yet: wrong ones are refused all the same.
+fn check_unused(flags: &Parsed) -> Result<(), ConfigError> {
+    let listener = |text: &str| matches!(text, "0.0.0.0" | "127.0.0.1").then_some(());
+    value(flags, "k8sServiceListenerAddr", "0.0.0.0 or 127.0.0.1", listener)?;
+    value(flags, "k8sAPIPort", "a port, 1 to 65535", |text| text.parse::<std::num::NonZeroU16>().ok())?;
+    value(flags, "tap-interface-ip", "an IPv4 address", |text| text.parse::<Ipv4Addr>().ok())?;
+    Ok(())
+}
+
+fn sinks(flags: &Parsed) -> Result<Vec<SinkConfig>, ConfigError> {
+    let mut sinks = values(flags, "sink", "stdout:, unix://PATH, tcp://HOST:PORT or vsock://CID[:PORT]", sink)?;
+    let distinct: BTreeSet<String> = sinks.iter().map(ToString::to_string).collect();
+    if distinct.len() < sinks.len() {
+        let all = flags.values("sink").join(" ");
+        return Err(FlagError::bad_value("sink", &all, "each sink can be given once").into());
+    }
+    if sinks.is_empty() && flags.on("privilegedService") {
+        let address = value(flags, "vtunnelAddr", "HOST:PORT", host_port)?;
+        sinks.push(SinkConfig::Vtunnel(Address::Tcp(address)));
+    }
+    if sinks.is_empty() { Err(ConfigError::NoSink) } else { Ok(sinks) }
+}
+
+fn sink(url: &str) -> Option<SinkConfig> {
+    if url == "stdout:" {
+        return Some(SinkConfig::Stdout);
+    }
+    let (scheme, rest) = url.split_once("://")?;
+    let address = match scheme {
+        "tcp" => Address::Tcp(host_port(rest)?),
+        // The kernel's limit for a socket's path is 107 bytes.
+        "unix" => Address::Unix((rest.starts_with('/') && rest.len() <= 107).then(|| PathBuf::from(rest))?),
+        "vsock" => {
+            let (cid, port) = match rest.split_once(':') {
+                Some((cid, port)) => (cid, port.parse().ok()?),
+                None => (rest, vtunnel::VSOCK_PORT),
+            };
+            Address::Vsock { cid: cid.parse().ok()?, port }
+        }
+        _ => return None,
+    };
+    Some(SinkConfig::Vtunnel(address))
+}
+
+/// `127.0.0.1:3040`, `[::1]:3040` or `name:3040`; names are looked up when they are used.
+fn host_port(text: &str) -> Option<String> {
+    let (host, port) = text.rsplit_once(':')?;
+    let is_name = || !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'));
+    let valid = port.parse::<u16>().is_ok_and(|p| p != 0) && (text.parse::<SocketAddr>().is_ok() || is_name());
+    valid.then(|| text.to_owned())
+}
+
+fn interface(name: &str) -> Option<String> {
+    let valid = (1..=15).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
+    valid.then(|| name.to_owned())
+}
+
+fn duration(text: &str) -> Option<Duration> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at_checked(digits)?;
+    let number: u32 = number.parse().ok()?;
+    let unit = match unit {
+        "ms" => Duration::from_millis(1),
+        "s" => Duration::from_secs(1),
+        "m" => Duration::from_secs(60),
+        _ => return None,
+    };
+    unit.checked_mul(number).filter(|d| *d <= Duration::from_secs(86_400))
+}
+
+fn docker_socket(host: Option<OsString>) -> Result<PathBuf, ConfigError> {
+    let Some(host) = host.filter(|host| !host.is_empty()) else { return Ok(PathBuf::from(DOCKER_SOCKET)) };
+    let path = host.to_str().and_then(|host| host.strip_prefix("unix://")).filter(|path| path.starts_with('/'));
+    path.map(PathBuf::from).ok_or_else(|| ConfigError::Environment {
+        name: "DOCKER_HOST",
+        value: host.to_string_lossy().into_owned(),
+        expected: "unix:///path/of/the/socket (the engine must be in this VM)",
+    })
+}
+
+fn value<T>(
+    flags: &Parsed,
+    name: &'static str,
+    expected: &'static str,
+    read: impl Fn(&str) -> Option<T>,
+) -> Result<T, ConfigError> {
+    let text = flags.value(name).unwrap_or_default();
+    read(text).ok_or_else(|| FlagError::bad_value(name, text, format_args!("expected {expected}")).into())
+}
+
+fn values<T>(
+    flags: &Parsed,
+    name: &'static str,
+    expected: &'static str,
+    read: impl Fn(&str) -> Option<T>,
+) -> Result<Vec<T>, ConfigError> {
+    let bad = |text: &String| FlagError::bad_value(name, text, format_args!("expected {expected}")).into();
+    flags.values(name).iter().map(|text| read(text).ok_or_else(|| bad(text))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(line: &str) -> Result<Wish, ConfigError> {
+        read(line.split_whitespace().map(OsString::from), |_| None)
+    }
+
+    fn config(line: &str) -> Config {
+        match check(line) {
+            Ok(Wish::Run(config)) => config,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn takes_flags_as_go_does() {
+        let tcp = |text: &str| vec![SinkConfig::Vtunnel(Address::Tcp(text.into()))];
+        for line in
+            ["-docker -privilegedService", "--docker --privilegedService=true", "-docker=1 -privilegedService=T"]
+        {
+            let config = config(line);
+            assert_eq!(config.docker.as_deref(), Some(std::path::Path::new("/var/run/docker.sock")), "{line}");
+            assert_eq!(config.sinks, tcp("127.0.0.1:3040"), "{line}");
+        }
+        assert_eq!(config("-docker -privilegedService -vtunnelAddr 10.0.0.1:4").sinks, tcp("10.0.0.1:4"));
+        let rd = "-debug=false -docker=true -containerd=false -kubernetes=false -iptables=false -privilegedService=true \
+                  -adminInstall=true -k8sServiceListenerAddr 127.0.0.1 -kubeconfig /x -containerdSock /y";
+        assert!(config(rd).policy.admin);
+    }
+
+    #[test]
+    fn sinks_replace_what_the_mode_chooses() {
+        let sinks = config("-docker -privilegedService --sink stdout: --sink unix:///run/x --sink vsock://2").sinks;
+        let shown: Vec<String> = sinks.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["stdout:", "unix:///run/x", "vsock://2:17381"]);
+        for bad in
+            ["stdout", "http://x:1", "unix://rel", "tcp://x", "tcp://x:0", "tcp://:1", "vsock://x", "vsock://2:x"]
+        {
+            let error = check(&format!("-docker --sink {bad}")).unwrap_err().to_string();
+            assert!(error.contains("sink") && error.contains(bad), "{error}");
+        }
+        assert!(check("-docker --sink stdout: --sink stdout:").unwrap_err().to_string().contains("once"));
+    }
+
+    #[test]
+    fn s28_refuses_what_cannot_work() {
+        for (line, expect) in [
+            ("", "at least one source"),
+            ("-docker=false -iptables=false", "at least one source"),
+            ("-docker", "nobody to tell"),
+            ("-containerd -sink stdout:", "-containerd is not in this version"),
+            ("-docker -iptables -sink stdout:", "-iptables is not in this version"),
+            ("-docker -kubernetes -sink stdout:", "-kubernetes is not in this version"),
+            ("-docker -containerd -iptables", "cannot all be on"),
+            ("-docker -sink stdout: -k8sServiceListenerAddr 10.0.0.1", "0.0.0.0 or 127.0.0.1"),
+            ("-docker -sink stdout: -engine-grace 10", "duration"),
+            ("-docker -sink stdout: -connect-interface a/b", "interface"),
+            ("-docker -sink stdout: -relay-peer 10.0.0.0/99", "ADDRESS[/PREFIX]"),
+            ("-docker -sink stdout: -log-format xml", "text or json"),
+            ("-docke", "did you mean --docker"),
+        ] {
+            let error = check(line).unwrap_err().to_string();
+            assert!(error.contains(expect), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn docker_host_names_a_socket() {
+        let with = |value: &str| {
+            let value = OsString::from(value);
+            read(["-docker", "-sink", "stdout:"].map(OsString::from), move |_| Some(value.clone()))
+        };
+        match with("unix:///run/podman.sock").unwrap() {
+            Wish::Run(config) => assert_eq!(config.docker, Some("/run/podman.sock".into())),
+            other => panic!("{other:?}"),
+        }
+        for bad in ["tcp://1.2.3.4:2375", "unix://relative", "/run/docker.sock"] {
+            assert!(with(bad).unwrap_err().to_string().contains("DOCKER_HOST"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn durations() {
+        let ms = |text| duration(text).map(|d| d.as_millis());
+        assert_eq!([ms("0s"), ms("500ms"), ms("2m")], [Some(0), Some(500), Some(120_000)]);
+        assert_eq!([ms(""), ms("s"), ms("-1s"), ms("1h"), ms("9999999999s"), ms("1.5s")], [None; 6]);
+    }
+}

@@ -1,0 +1,250 @@
+//! The heart of the agent: claims in, documents out. A pure state machine.
+//!
+//! `apply(event, now) -> commands` is all there is. No I/O, no clock, no logging, no locks: the agent thread owns it
+//! and nothing else changes port state. It keeps who claims which binding, derives what each sink should hold (a
+//! binding stays while any owner claims it), and lets each sink's [`ledger`] work out the difference.
+
+#![deny(clippy::wildcard_enum_match_arm)]
+
+pub mod ledger;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::event::{Command, Event, Owner, Report, SinkId, Source};
+use crate::policy::Policy;
+use crate::port::{Binding, Bindings};
+use ledger::Ledger;
+
+/// Bindings that all owners together may claim. What goes over is refused and reported, never silently dropped.
+pub const BINDINGS_MAX: usize = 131_072;
+
+/// What a sink is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Tells a host end: takes every binding, as the policy exposes it.
+    Peer,
+    /// The agent's own pipe: takes the bindings that name one address, as they were published. A peer is told of
+    /// such a binding only while the relay carries it, since the host could not reach it otherwise.
+    Relay,
+}
+
+/// How the reconciler is set up.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What may be exposed.
+    pub policy: Policy,
+    /// How long the claims of a lost source stay.
+    pub grace: Duration,
+    /// The sinks, in the order of their [`SinkId`]s; at most one relay.
+    pub sinks: Vec<Role>,
+}
+
+/// One owner's claim on a binding.
+#[derive(Debug, Clone)]
+struct Claimant {
+    owner: Owner,
+    container_port: NonZeroU16,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Reconciler {
+    policy: Policy,
+    grace: Duration,
+    roles: Vec<Role>,
+    relay: Option<usize>,
+    ledgers: Vec<Ledger>,
+    claims: BTreeMap<Owner, Bindings>,
+    /// The same claims by binding, oldest claimant first.
+    claimants: BTreeMap<Binding, Vec<Claimant>>,
+    claimed: usize,
+    /// When the claims of a lost source end.
+    lost: BTreeMap<Source, Instant>,
+    problems: BTreeMap<Source, Option<String>>,
+    skipped: BTreeMap<Source, u64>,
+    next_ticket: u64,
+    stopping: bool,
+}
+
+impl Reconciler {
+    /// A reconciler that knows of nothing yet.
+    pub fn new(settings: Settings) -> Reconciler {
+        Reconciler {
+            policy: settings.policy,
+            grace: settings.grace,
+            relay: settings.sinks.iter().position(|role| *role == Role::Relay),
+            ledgers: (0..settings.sinks.len()).map(|i| Ledger::new(SinkId(i))).collect(),
+            roles: settings.sinks,
+            claims: BTreeMap::new(),
+            claimants: BTreeMap::new(),
+            claimed: 0,
+            lost: BTreeMap::new(),
+            problems: BTreeMap::new(),
+            skipped: BTreeMap::new(),
+            next_ticket: 0,
+            stopping: false,
+        }
+    }
+
+    /// Takes one event and returns what is to be done about it.
+    pub fn apply(&mut self, event: Event, now: Instant) -> Vec<Command> {
+        let mut out = Vec::new();
+        match event {
+            Event::Claim { owner, bindings } => self.claim(owner, bindings, &mut out),
+            Event::Snapshot { source, claims } => self.snapshot(source, claims, &mut out),
+            Event::SourceLost { source, reason } => {
+                let until = now + self.grace;
+                self.lost.entry(source).or_insert(until);
+                self.source_problem(source, Some(reason), &mut out);
+            }
+            Event::Skipped { source, reason } => self.skip(source, reason, &mut out),
+            Event::Answered { sink, ticket, answer } => {
+                let changed = match self.ledgers.get_mut(sink.0) {
+                    Some(ledger) => ledger.answer(ticket, answer, now, &mut out),
+                    None => Vec::new(),
+                };
+                if self.relay == Some(sink.0) {
+                    for binding in changed {
+                        self.touch(binding);
+                    }
+                }
+            }
+            Event::SinkReset { sink, reason } => {
+                if let Some(ledger) = self.ledgers.get_mut(sink.0) {
+                    ledger.reset(now);
+                    out.push(Command::Report(Report::Reset { sink, reason }));
+                }
+            }
+            Event::Tick => {}
+            Event::Shutdown => {
+                self.stopping = true;
+                for ledger in &mut self.ledgers {
+                    ledger.stop(now);
+                }
+            }
+        }
+        self.end_grace(now);
+        for ledger in &mut self.ledgers {
+            ledger.pump(now, &mut self.next_ticket, &mut out);
+        }
+        out
+    }
+
+    /// When [`Event::Tick`] is due, if nothing else happens before.
+    pub fn deadline(&self) -> Option<Instant> {
+        let graces = self.lost.values().copied();
+        self.ledgers.iter().filter_map(Ledger::deadline).chain(graces).min()
+    }
+
+    /// Whether every sink is empty: after [`Event::Shutdown`], that the agent may end.
+    pub fn is_empty(&self) -> bool {
+        self.ledgers.iter().all(Ledger::is_empty)
+    }
+
+    fn snapshot(&mut self, source: Source, mut claims: BTreeMap<Arc<str>, Bindings>, out: &mut Vec<Command>) {
+        self.lost.remove(&source);
+        self.source_problem(source, None, out);
+        for owner in self.owners_of(source) {
+            let bindings = claims.remove(&owner.key).unwrap_or_default();
+            self.claim(owner, bindings, out);
+        }
+        for (key, bindings) in claims {
+            self.claim(Owner { source, key }, bindings, out);
+        }
+    }
+
+    fn end_grace(&mut self, now: Instant) {
+        while let Some(source) = self.lost.iter().find(|(_, until)| **until <= now).map(|(source, _)| *source) {
+            self.lost.remove(&source);
+            for owner in self.owners_of(source) {
+                self.claim(owner, Bindings::new(), &mut Vec::new());
+            }
+        }
+    }
+
+    fn owners_of(&self, source: Source) -> Vec<Owner> {
+        self.claims.keys().filter(|owner| owner.source == source).cloned().collect()
+    }
+
+    /// Replaces what one owner claims.
+    fn claim(&mut self, owner: Owner, mut bindings: Bindings, out: &mut Vec<Command>) {
+        if self.stopping {
+            return;
+        }
+        let before = self.claims.remove(&owner).unwrap_or_default();
+        self.claimed -= before.len();
+        let room = BINDINGS_MAX - self.claimed;
+        if bindings.len() > room {
+            let reason = format!("{owner} claims {} bindings, room is left for {room}", bindings.len());
+            bindings = bindings.into_iter().take(room).collect();
+            self.skip(owner.source, reason, out);
+        }
+        self.claimed += bindings.len();
+        for binding in before.keys().filter(|b| !bindings.contains_key(b)) {
+            self.release(&owner, *binding);
+        }
+        for (binding, container_port) in bindings.iter().filter(|(b, port)| before.get(b) != Some(port)) {
+            self.acquire(&owner, *binding, *container_port, out);
+        }
+        if !bindings.is_empty() {
+            self.claims.insert(owner, bindings);
+        }
+    }
+
+    fn acquire(&mut self, owner: &Owner, binding: Binding, container_port: NonZeroU16, out: &mut Vec<Command>) {
+        let claimants = self.claimants.entry(binding).or_insert_with(|| Vec::with_capacity(1));
+        let first = claimants.is_empty();
+        match claimants.iter_mut().find(|c| c.owner == *owner) {
+            Some(claimant) => claimant.container_port = container_port,
+            None => claimants.push(Claimant { owner: owner.clone(), container_port }),
+        }
+        if first && self.policy.narrows(binding) {
+            let exposed = self.policy.expose(binding);
+            out.push(Command::Report(Report::Narrowed { owner: owner.clone(), published: binding, exposed }));
+        }
+        self.touch(binding);
+    }
+
+    fn release(&mut self, owner: &Owner, binding: Binding) {
+        if let Some(claimants) = self.claimants.get_mut(&binding) {
+            claimants.retain(|c| c.owner != *owner);
+            if claimants.is_empty() {
+                self.claimants.remove(&binding);
+            }
+        }
+        self.touch(binding);
+    }
+
+    /// Tells every ledger whether this published binding asks for a forward there.
+    fn touch(&mut self, published: Binding) {
+        let claimant = self.claimants.get(&published).and_then(|claimants| claimants.first()).cloned();
+        let relayed = published.host_ip.is_unspecified()
+            || self.relay.and_then(|i| self.ledgers.get(i)).is_none_or(|relay| relay.holds(published));
+        for (role, ledger) in self.roles.iter().zip(&mut self.ledgers) {
+            let (exposed, possible) = match role {
+                Role::Peer => (self.policy.expose(published), relayed),
+                Role::Relay => (published, !published.host_ip.is_unspecified()),
+            };
+            match &claimant {
+                Some(c) if possible => ledger.want(exposed, published, &c.owner, c.container_port),
+                Some(_) | None => ledger.unwant(exposed, published),
+            }
+        }
+    }
+
+    fn source_problem(&mut self, source: Source, problem: Option<String>, out: &mut Vec<Command>) {
+        if self.problems.get(&source) != Some(&problem) {
+            self.problems.insert(source, problem.clone());
+            out.push(Command::Report(Report::Source { source, problem }));
+        }
+    }
+
+    fn skip(&mut self, source: Source, reason: String, out: &mut Vec<Command>) {
+        let count = self.skipped.entry(source).or_default();
+        *count += 1;
+        out.push(Command::Report(Report::Skipped { source, count: *count, reason }));
+    }
+}

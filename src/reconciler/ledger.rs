@@ -1,0 +1,461 @@
+//! What one sink has been told, what it should be told, and when. Pure: no I/O, no clock, no locks.
+//!
+//! A forward is in one of these places, and moves only by what its methods say:
+//!
+//! ```text
+//!            want                     pump                      Done
+//!  (absent) ─────▶ ready in a lane ─────────▶ flying in a document ─────▶ held, settled
+//!                    ▲       ▲                  │         │
+//!                    │       └── Unreachable ───┘         │ refused by the peer: the forward waits
+//!                    └──────── timer ◀────────────────────┘ Uncertain: its owner's lane waits
+//! ```
+//!
+//! A lane is one owner's documents at this sink: one in flight at a time, withdrawals before announcements, so that
+//! what an owner changes arrives in order. While the peer cannot be reached no lane waits for itself: one document
+//! probes, and when it is answered the peer is taken for a restarted one and told everything again.
+
+#![deny(clippy::wildcard_enum_match_arm)]
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::num::NonZeroU16;
+use std::time::Instant;
+
+use crate::backoff::wait_after;
+use crate::event::{
+    Answer, Command, Document, Failure, FailureKind, ForwardState, Operation, Owner, Report, SinkId, Ticket,
+};
+use crate::port::{Binding, Bindings};
+use crate::wire::port_mapping::DOCUMENT_BINDINGS_MAX;
+
+/// Documents that may be with a sink at once. Its queue is this long, so it can never overflow.
+pub const IN_FLIGHT_MAX: usize = 32;
+
+/// Whether the peer has the forward, as far as can be known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Held {
+    No,
+    Yes,
+    /// It may have restarted, or a document may have been lost on the way.
+    Maybe,
+}
+
+#[derive(Debug)]
+struct Forward {
+    /// The published bindings that ask for this forward; none: it is to go.
+    published: Vec<Binding>,
+    /// Whose documents carry it.
+    owner: Owner,
+    container_port: NonZeroU16,
+    held: Held,
+    flying: bool,
+    /// Refused by the peer: not to be tried again before then.
+    wait: Option<(Operation, Instant)>,
+    failures: u32,
+    told: Option<ForwardState>,
+}
+
+impl Forward {
+    /// What has to be sent for it, if anything.
+    fn operation(&self, stopping: bool) -> Option<Operation> {
+        let wanted = !self.published.is_empty() && !stopping;
+        match (wanted, self.held) {
+            (true, Held::Yes) | (false, Held::No) => None,
+            (true, Held::No | Held::Maybe) => Some(Operation::Announce),
+            (false, Held::Yes | Held::Maybe) => Some(Operation::Withdraw),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    ready: BTreeSet<Binding>,
+    flying: bool,
+    wait: Option<Instant>,
+    failures: u32,
+    queued: bool,
+}
+
+impl Lane {
+    fn idle(&self) -> bool {
+        !self.flying && self.wait.is_none() && !self.queued
+    }
+}
+
+#[derive(Debug)]
+struct Flight {
+    operation: Operation,
+    owner: Owner,
+    bindings: Vec<Binding>,
+    /// The sink was reset since: what this document achieved is not known.
+    stale: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Peer {
+    Reachable,
+    Unreachable { failures: u32, until: Instant, reason: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    Forward(Binding),
+    Lane(Owner),
+}
+
+/// The state of one sink.
+#[derive(Debug)]
+pub struct Ledger {
+    id: SinkId,
+    forwards: BTreeMap<Binding, Forward>,
+    lanes: BTreeMap<Owner, Lane>,
+    /// Lanes with something ready, first come, first served.
+    queue: VecDeque<Owner>,
+    in_flight: BTreeMap<Ticket, Flight>,
+    timers: BTreeSet<(Instant, Timer)>,
+    peer: Peer,
+    stopping: bool,
+}
+
+impl Ledger {
+    /// The ledger of a sink that holds nothing.
+    pub fn new(id: SinkId) -> Ledger {
+        Ledger {
+            id,
+            forwards: BTreeMap::new(),
+            lanes: BTreeMap::new(),
+            queue: VecDeque::new(),
+            in_flight: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            peer: Peer::Reachable,
+            stopping: false,
+        }
+    }
+
+    /// `published` asks for the forward `exposed`, on behalf of `owner`.
+    pub fn want(&mut self, exposed: Binding, published: Binding, owner: &Owner, container_port: NonZeroU16) {
+        let forward = self.forwards.entry(exposed).or_insert_with(|| Forward {
+            published: Vec::with_capacity(1),
+            owner: owner.clone(),
+            container_port,
+            held: Held::No,
+            flying: false,
+            wait: None,
+            failures: 0,
+            told: None,
+        });
+        if !forward.published.contains(&published) {
+            forward.published.push(published);
+        }
+        if forward.published.first() == Some(&published) {
+            forward.container_port = container_port;
+            if forward.owner != *owner {
+                let before = std::mem::replace(&mut forward.owner, owner.clone());
+                self.unready(&before, exposed);
+            }
+        }
+        self.refresh(exposed);
+    }
+
+    /// `published` no longer asks for the forward `exposed`.
+    pub fn unwant(&mut self, exposed: Binding, published: Binding) {
+        if let Some(forward) = self.forwards.get_mut(&exposed) {
+            forward.published.retain(|p| *p != published);
+            self.refresh(exposed);
+        }
+    }
+
+    /// Whether the peer has the forward, or may have it.
+    pub fn holds(&self, exposed: Binding) -> bool {
+        self.forwards.get(&exposed).is_some_and(|f| f.held != Held::No)
+    }
+
+    /// Everything is to be withdrawn, at once and for good.
+    pub fn stop(&mut self, now: Instant) {
+        self.stopping = true;
+        self.retry_all(now);
+    }
+
+    /// Nothing is held and nothing is in flight.
+    pub fn is_empty(&self) -> bool {
+        self.forwards.is_empty() && self.in_flight.is_empty()
+    }
+
+    /// What the peer holds is no longer known: everything wanted is announced again.
+    pub fn reset(&mut self, now: Instant) {
+        for flight in self.in_flight.values_mut() {
+            flight.stale = true;
+        }
+        self.forget();
+        self.retry_all(now);
+    }
+
+    /// The next moment at which [`Ledger::pump`] has something to do, if nothing else happens.
+    pub fn deadline(&self) -> Option<Instant> {
+        let timer = self.timers.first().map(|(at, _)| *at);
+        match &self.peer {
+            Peer::Unreachable { until, .. } if !self.queue.is_empty() && self.in_flight.is_empty() => {
+                Some(timer.map_or(*until, |t| t.min(*until)))
+            }
+            Peer::Unreachable { .. } | Peer::Reachable => timer,
+        }
+    }
+
+    /// Takes the answer to a document. Returns the bindings it was about.
+    pub fn answer(&mut self, ticket: Ticket, answer: Answer, now: Instant, out: &mut Vec<Command>) -> Vec<Binding> {
+        let Some(flight) = self.in_flight.remove(&ticket) else { return Vec::new() };
+        if let Some(lane) = self.lanes.get_mut(&flight.owner) {
+            lane.flying = false;
+        }
+        match answer {
+            Answer::Done { failed } => self.done(&flight, failed.into_iter().collect(), now, out),
+            Answer::Uncertain(reason) => self.uncertain(&flight, &reason, now, out),
+            Answer::Unreachable(reason) => self.unreachable(&flight, reason, now, out),
+        }
+        self.settle_lane(&flight.owner);
+        flight.bindings
+    }
+
+    fn done(&mut self, flight: &Flight, failed: BTreeMap<Binding, Failure>, now: Instant, out: &mut Vec<Command>) {
+        if self.peer != Peer::Reachable {
+            self.peer = Peer::Reachable;
+            out.push(Command::Report(Report::Peer { sink: self.id, problem: None }));
+            self.forget();
+            self.retry_all(now);
+        }
+        if let Some(lane) = self.lanes.get_mut(&flight.owner) {
+            lane.failures = 0;
+        }
+        for binding in &flight.bindings {
+            let Some(forward) = self.forwards.get_mut(binding) else { continue };
+            forward.flying = false;
+            let state = match (failed.get(binding), flight.operation) {
+                (Some(failure), operation) => {
+                    forward.held = match operation {
+                        Operation::Announce => Held::No,
+                        Operation::Withdraw => Held::Maybe,
+                    };
+                    forward.failures = forward.failures.saturating_add(1);
+                    let until = now + wait_after(forward.failures);
+                    forward.wait = Some((operation, until));
+                    self.timers.insert((until, Timer::Forward(*binding)));
+                    ForwardState::Failing(failure.clone())
+                }
+                (None, operation) => {
+                    forward.failures = 0;
+                    match operation {
+                        Operation::Announce => {
+                            forward.held = if flight.stale { Held::Maybe } else { Held::Yes };
+                            ForwardState::Forwarding
+                        }
+                        Operation::Withdraw => {
+                            forward.held = Held::No;
+                            ForwardState::Withdrawn
+                        }
+                    }
+                }
+            };
+            tell(self.id, forward, *binding, state, out);
+            self.refresh(*binding);
+        }
+    }
+
+    fn uncertain(&mut self, flight: &Flight, reason: &str, now: Instant, out: &mut Vec<Command>) {
+        if let Some(lane) = self.lanes.get_mut(&flight.owner) {
+            lane.failures = lane.failures.saturating_add(1);
+            let until = now + wait_after(lane.failures);
+            lane.wait = Some(until);
+            self.timers.insert((until, Timer::Lane(flight.owner.clone())));
+        }
+        for binding in &flight.bindings {
+            let Some(forward) = self.forwards.get_mut(binding) else { continue };
+            forward.flying = false;
+            forward.held = Held::Maybe;
+            let failure = Failure { kind: FailureKind::Failed, reason: reason.to_owned() };
+            tell(self.id, forward, *binding, ForwardState::Failing(failure), out);
+            self.refresh(*binding);
+        }
+    }
+
+    fn unreachable(&mut self, flight: &Flight, reason: String, now: Instant, out: &mut Vec<Command>) {
+        let (failures, until, news) = match &self.peer {
+            Peer::Reachable => (1, now + wait_after(1), true),
+            // One probe failed, not each of the documents that were on their way with it.
+            Peer::Unreachable { failures, until, reason: last } if now < *until => (*failures, *until, *last != reason),
+            Peer::Unreachable { failures, reason: last, .. } => {
+                let failures = failures.saturating_add(1);
+                (failures, now + wait_after(failures), *last != reason)
+            }
+        };
+        if news {
+            out.push(Command::Report(Report::Peer { sink: self.id, problem: Some(reason.clone()) }));
+        }
+        self.peer = Peer::Unreachable { failures, until, reason };
+        for binding in &flight.bindings {
+            if let Some(forward) = self.forwards.get_mut(binding) {
+                forward.flying = false;
+                self.refresh(*binding);
+            }
+        }
+    }
+
+    /// Sends what is due, as far as the window allows.
+    pub fn pump(&mut self, now: Instant, next_ticket: &mut u64, out: &mut Vec<Command>) {
+        self.expire_timers(now);
+        while self.in_flight.len() < IN_FLIGHT_MAX {
+            if let Peer::Unreachable { until, .. } = &self.peer
+                && (now < *until || !self.in_flight.is_empty())
+            {
+                break;
+            }
+            let Some(owner) = self.queue.pop_front() else { break };
+            let Some((operation, bindings)) = self.next_document(&owner) else {
+                self.settle_lane(&owner);
+                continue;
+            };
+            *next_ticket += 1;
+            let ticket = Ticket(*next_ticket);
+            let keys = bindings.keys().copied().collect();
+            self.in_flight.insert(ticket, Flight { operation, owner: owner.clone(), bindings: keys, stale: false });
+            out.push(Command::Send(self.id, Document { ticket, operation, owner, bindings }));
+        }
+    }
+
+    /// Takes the next document out of a lane: withdrawals first.
+    fn next_document(&mut self, owner: &Owner) -> Option<(Operation, Bindings)> {
+        let lane = self.lanes.get_mut(owner)?;
+        lane.queued = false;
+        let mut document = None;
+        for operation in [Operation::Withdraw, Operation::Announce] {
+            let bindings: Bindings = lane
+                .ready
+                .iter()
+                .filter_map(|b| self.forwards.get(b).map(|f| (*b, f)))
+                .filter(|(_, f)| f.operation(self.stopping) == Some(operation))
+                .map(|(b, f)| (b, f.container_port))
+                .take(DOCUMENT_BINDINGS_MAX)
+                .collect();
+            if !bindings.is_empty() {
+                document = Some((operation, bindings));
+                break;
+            }
+        }
+        let (operation, bindings) = document?;
+        lane.flying = true;
+        for binding in bindings.keys() {
+            lane.ready.remove(binding);
+            if let Some(forward) = self.forwards.get_mut(binding) {
+                forward.flying = true;
+            }
+        }
+        Some((operation, bindings))
+    }
+
+    fn expire_timers(&mut self, now: Instant) {
+        while self.timers.first().is_some_and(|(at, _)| *at <= now) {
+            match self.timers.pop_first() {
+                Some((_, Timer::Forward(binding))) => {
+                    if let Some(forward) = self.forwards.get_mut(&binding) {
+                        forward.wait = None;
+                        self.refresh(binding);
+                    }
+                }
+                Some((_, Timer::Lane(owner))) => {
+                    if let Some(lane) = self.lanes.get_mut(&owner) {
+                        lane.wait = None;
+                        self.settle_lane(&owner);
+                    }
+                }
+                None => break,
+            }
+        }
+    }
+
+    /// Puts a forward where it belongs after a change: into its owner's lane, at rest, or away.
+    fn refresh(&mut self, binding: Binding) {
+        let Some(forward) = self.forwards.get_mut(&binding) else { return };
+        if forward.flying {
+            return;
+        }
+        let operation = forward.operation(self.stopping);
+        if let Some((waits_for, until)) = forward.wait {
+            if Some(waits_for) == operation {
+                return;
+            }
+            forward.wait = None;
+            forward.failures = 0;
+            self.timers.remove(&(until, Timer::Forward(binding)));
+        }
+        let owner = forward.owner.clone();
+        match operation {
+            Some(_) => {
+                self.lanes.entry(owner.clone()).or_default().ready.insert(binding);
+                self.settle_lane(&owner);
+            }
+            None => {
+                if forward.held == Held::No {
+                    self.forwards.remove(&binding);
+                }
+                self.unready(&owner, binding);
+            }
+        }
+    }
+
+    fn unready(&mut self, owner: &Owner, binding: Binding) {
+        if let Some(lane) = self.lanes.get_mut(owner) {
+            lane.ready.remove(&binding);
+            self.settle_lane(owner);
+        }
+    }
+
+    /// Queues a lane that can go on, and drops one that has nothing left.
+    fn settle_lane(&mut self, owner: &Owner) {
+        let Some(lane) = self.lanes.get_mut(owner) else { return };
+        if lane.idle() {
+            if lane.ready.is_empty() {
+                self.lanes.remove(owner);
+            } else {
+                lane.queued = true;
+                self.queue.push_back(owner.clone());
+            }
+        }
+    }
+
+    /// What was held may be gone.
+    fn forget(&mut self) {
+        for forward in self.forwards.values_mut() {
+            if forward.held == Held::Yes {
+                forward.held = Held::Maybe;
+            }
+        }
+    }
+
+    /// Every wait ends now.
+    fn retry_all(&mut self, now: Instant) {
+        if let Peer::Unreachable { until, .. } = &mut self.peer {
+            *until = now;
+        }
+        self.timers.clear();
+        for forward in self.forwards.values_mut() {
+            forward.wait = None;
+        }
+        let owners: Vec<Owner> = self.lanes.keys().cloned().collect();
+        for owner in owners {
+            if let Some(lane) = self.lanes.get_mut(&owner) {
+                lane.wait = None;
+                self.settle_lane(&owner);
+            }
+        }
+        let bindings: Vec<Binding> = self.forwards.keys().copied().collect();
+        for binding in bindings {
+            self.refresh(binding);
+        }
+    }
+}
+
+/// Reports a forward's state where it differs from what was reported last.
+fn tell(sink: SinkId, forward: &mut Forward, binding: Binding, state: ForwardState, out: &mut Vec<Command>) {
+    if forward.told.as_ref() != Some(&state) {
+        forward.told = Some(state.clone());
+        out.push(Command::Report(Report::Forward { sink, owner: forward.owner.clone(), binding, state }));
+    }
+}

@@ -1,0 +1,67 @@
+//! vtunnel's handshake: lets the host find this VM among others, and tells us that a host end has (re)started.
+//!
+//! On each connection from the host (CID 2) to vsock port 17382 exactly these 50 bytes are written, then it is closed.
+//! Source: Rancher Desktop 1.9 `src/go/vtunnel`. A host end that asks may have restarted and know of nothing, so
+//! everything is announced again.
+
+use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
+use std::thread::Builder;
+use std::time::Duration;
+
+use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener};
+
+use crate::event::{Event, SinkId};
+use crate::supervisor::{Context, STACK_BYTES, Supervised};
+
+/// The vsock port that the host asks on.
+pub const PORT: u32 = 17382;
+
+/// What is answered.
+pub const MAGIC: &[u8; 50] = b"github.com/rancher-sandbox/rancher-desktop-vtunnel";
+
+const WRITE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Answers handshakes in a thread of its own; `sinks` are reset after each.
+pub fn listen(sinks: Vec<SinkId>, context: Context) -> io::Result<Supervised> {
+    let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, PORT)?;
+    listener.set_nonblocking(true)?;
+    let stop = context.stop.clone();
+    let name = "handshake".to_owned();
+    let thread = Builder::new().name(name.clone()).stack_size(STACK_BYTES).spawn(move || {
+        while context.stop.readable(listener.as_fd()) {
+            match answer(&listener) {
+                Ok(true) => {
+                    for sink in &sinks {
+                        let reason = "the host end asked for the handshake".to_owned();
+                        context.send(Event::SinkReset { sink: *sink, reason });
+                    }
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    log::warn!("handshake failed error={error}");
+                    // A broken listener must not be a busy loop.
+                    context.stop.wait(Duration::from_secs(1));
+                }
+            }
+        }
+    })?;
+    Ok(Supervised { name, stop, thread })
+}
+
+/// `false`: nobody who may ask.
+fn answer(listener: &VsockListener) -> io::Result<bool> {
+    let (mut stream, peer) = match listener.accept() {
+        Ok(accepted) => accepted,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    if peer.cid() != VMADDR_CID_HOST {
+        log::warn!("handshake refused cid={} (only the host, 2, may ask)", peer.cid());
+        return Ok(false);
+    }
+    stream.set_nonblocking(false)?;
+    stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
+    stream.write_all(MAGIC)?;
+    Ok(true)
+}

@@ -1,0 +1,61 @@
+//! Where forwards are announced. Each sink carries out documents on a thread of its own, behind a bounded queue, so
+//! that a slow or dead peer never delays another. A sink keeps no port state: what it answers is the reconciler's.
+
+pub mod handshake;
+pub mod relay;
+pub mod stdout;
+pub mod vtunnel;
+
+use std::io;
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::thread::{Builder, JoinHandle};
+
+use crate::event::{Answer, Document, Event, SinkId};
+use crate::reconciler::ledger::IN_FLIGHT_MAX;
+use crate::supervisor::STACK_BYTES;
+
+/// Carries out documents, one after the other. Must end within seconds whatever the peer does.
+pub trait Sink: Send {
+    /// Carries out one document and says what became of it. Doing it twice must be the same as doing it once.
+    fn carry_out(&mut self, document: &Document) -> Answer;
+}
+
+/// A sink's thread, and the way to it. Dropping it lets the thread end after what is queued.
+pub struct Running {
+    id: SinkId,
+    queue: SyncSender<Document>,
+    thread: JoinHandle<()>,
+}
+
+impl Running {
+    /// Starts the thread.
+    pub fn start(id: SinkId, name: &str, mut sink: Box<dyn Sink>, events: SyncSender<Event>) -> io::Result<Running> {
+        // The reconciler never has more documents out, so the queue cannot overflow.
+        let (queue, documents) = sync_channel::<Document>(IN_FLIGHT_MAX);
+        let thread = Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(move || {
+            for document in documents {
+                let answer = sink.carry_out(&document);
+                if events.send(Event::Answered { sink: id, ticket: document.ticket, answer }).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Running { id, queue, thread })
+    }
+
+    /// Queues a document. Never blocks: where it cannot be queued, the answer comes at once.
+    pub fn send(&self, document: Document) -> Option<Event> {
+        match self.queue.try_send(document) {
+            Ok(()) => None,
+            Err(TrySendError::Full(document) | TrySendError::Disconnected(document)) => {
+                let answer = Answer::Unreachable("the sink's own thread does not take documents".into());
+                Some(Event::Answered { sink: self.id, ticket: document.ticket, answer })
+            }
+        }
+    }
+
+    /// Lets the thread end, and hands it over to be joined.
+    pub fn finish(self) -> JoinHandle<()> {
+        self.thread
+    }
+}

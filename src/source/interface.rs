@@ -1,0 +1,63 @@
+//! Watches the addresses of the connect interface, and resets the sinks that depend on them when they change.
+//!
+//! Blocks on a NETLINK_ROUTE socket, so it costs nothing while nothing changes. Source of the protocol: rtnetlink(7);
+//! the messages themselves are not read, they only say that it is time to look.
+
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::thread::Builder;
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket};
+
+use crate::event::{Event, SinkId};
+use crate::net;
+use crate::supervisor::{Context, STACK_BYTES, Supervised};
+use crate::wire::port_mapping::ConnectAddr;
+
+/// RTMGRP_LINK, RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR.
+const GROUPS: u32 = 0x1 | 0x10 | 0x100;
+
+/// Starts the watch, in a thread of its own.
+pub fn watch(interface: String, sinks: Vec<SinkId>, context: Context) -> io::Result<Supervised> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
+    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
+    let stop = context.stop.clone();
+    let name = "interface".to_owned();
+    let thread = Builder::new().name(name.clone()).stack_size(STACK_BYTES).spawn(move || {
+        let mut last = addresses(&interface);
+        while context.stop.readable(std::os::fd::AsFd::as_fd(&socket)) {
+            if let Err(errno) = drain(&socket) {
+                log::error!("cannot watch interface={interface} error={errno}; its changes go unseen");
+                return;
+            }
+            let now = addresses(&interface);
+            if now != last {
+                last = now;
+                let reason = format!("the addresses of {interface} changed");
+                for sink in &sinks {
+                    context.send(Event::SinkReset { sink: *sink, reason: reason.clone() });
+                }
+            }
+        }
+    })?;
+    Ok(Supervised { name, stop, thread })
+}
+
+/// No address and no interface are the same: there is nothing to tell a peer.
+fn addresses(interface: &str) -> Vec<ConnectAddr> {
+    net::interface_addrs(interface).unwrap_or_default()
+}
+
+fn drain(socket: &OwnedFd) -> Result<(), Errno> {
+    let mut buffer = [0; 4096];
+    loop {
+        match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            // Lost messages only mean that there is something to look at.
+            Ok(_) | Err(Errno::ENOBUFS | Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => return Ok(()),
+            Err(errno) => return Err(errno),
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Where published ports are seen. Sources do I/O only: each is one thread in a blocking loop that sends events.
+//!
+//! A source never imports the reconciler, a sink, or another source, and never reads a failure as "no ports".
+
+pub mod docker;
+pub mod interface;
+mod lines;
+mod unix_http;

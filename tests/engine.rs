@@ -1,0 +1,398 @@
+//! The agent as a process between an engine made of paper and a receiver of documents: everything that the real
+//! engine cannot be made to do at will. Runs for anyone.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use support::agent::Agent;
+use support::engine_stub::{EngineStub, id, ports};
+use support::receiver::Receiver;
+use support::{TempDir, descriptors, eventually, status_kb, within};
+
+/// The connect interface is the loopback one, so that the documents are the same everywhere.
+const CONNECT: &str =
+    r#""connectAddrs":[{"network":"ip+net","addr":"127.0.0.1/8"},{"network":"ip+net","addr":"::1/128"}]}"#;
+
+fn start(engine: &EngineStub, receiver: &Receiver, more: &[&str]) -> Agent {
+    let url = receiver.url();
+    let mut args = vec!["--sink", &url, "-adminInstall", "--connect-interface", "lo"];
+    args.extend(more);
+    Agent::start(None, &engine.socket(), &args)
+}
+
+fn setup(more: &[&str]) -> (EngineStub, Receiver, Agent) {
+    let (engine, receiver) = (EngineStub::new(), Receiver::new());
+    let agent = start(&engine, &receiver, more);
+    engine.wait_subscriptions(1);
+    agent.wait_log("source ready");
+    (engine, receiver, agent)
+}
+
+#[test]
+fn documents_are_what_go_writes() {
+    let (engine, receiver, agent) = setup(&[]);
+    let all = ports(&[
+        ("80/tcp", "0.0.0.0", "8080"),
+        ("80/tcp", "::", "8080"),
+        ("443/tcp", "127.0.0.1", "8443"),
+        ("53/udp", "0.0.0.0", "5353"),
+    ]);
+    engine.start(&id(1), all);
+    receiver.wait_held(&["0.0.0.0:8080/tcp", "[::]:8080/tcp", "127.0.0.1:8443/tcp", "0.0.0.0:5353/udp"]);
+    engine.end(&id(1));
+    receiver.wait_held(&[]);
+    let ports = r#""ports":{"53/udp":[{"HostIp":"0.0.0.0","HostPort":"5353"}],"80/tcp":[{"HostIp":"0.0.0.0","HostPort":"8080"},{"HostIp":"::","HostPort":"8080"}]}"#;
+    let loopback = r#""ports":{"443/tcp":[{"HostIp":"127.0.0.1","HostPort":"8443"}]}"#;
+    let texts: Vec<String> = receiver.all().into_iter().map(|d| d.text).collect();
+    // The loopback port follows in a document of its own: it waits for the relay.
+    let golden = [(false, ports), (false, loopback)].map(|(r, p)| format!("{{\"remove\":{r},{p},{CONNECT}\n"));
+    assert_eq!(texts[..2], golden);
+    assert!(texts[2..].iter().all(|text| text.starts_with("{\"remove\":true,")), "{texts:#?}");
+    assert_eq!(agent.stop(), Some(0));
+}
+
+#[test]
+fn one_document_for_an_owners_change() {
+    let (engine, receiver, _agent) = setup(&[]);
+    engine.start(&id(1), ports(&[("1/tcp", "0.0.0.0", "1001"), ("2/tcp", "0.0.0.0", "1002"), ("3/udp", "::", "1003")]));
+    receiver.wait_held(&["0.0.0.0:1001/tcp", "0.0.0.0:1002/tcp", "[::]:1003/udp"]);
+    assert_eq!(receiver.all().len(), 1);
+    engine.end(&id(1));
+    receiver.wait_held(&[]);
+    assert_eq!(receiver.all().len(), 2);
+}
+
+#[test]
+fn s02_engine_restart_keeps_then_compares() {
+    let (engine, receiver, mut agent) = setup(&[]);
+    let port = |n: &'static str| ports(&[("80/tcp", "0.0.0.0", n)]);
+    for (n, p) in (0..).zip(["8001", "8002"]) {
+        engine.start(&id(n), port(p));
+    }
+    receiver.wait_held(&["0.0.0.0:8001/tcp", "0.0.0.0:8002/tcp"]);
+    engine.down(true);
+    engine.hang_up();
+    agent.wait_log("source lost");
+    assert_eq!(receiver.held().len(), 2, "kept for the grace time");
+    engine.forget(&id(1));
+    engine.add(&id(2), port("8003"));
+    engine.down(false);
+    receiver.wait_held(&["0.0.0.0:8001/tcp", "0.0.0.0:8003/tcp"]);
+    let about_8001 = receiver.all().iter().filter(|d| d.text.contains("8001")).count();
+    assert_eq!(about_8001, 1, "what stayed did not flap");
+    assert!(agent.process.is_running());
+}
+
+#[test]
+fn s02_engine_that_stays_away_is_withdrawn_after_the_grace_time() {
+    let (engine, receiver, _agent) = setup(&["--engine-grace", "300ms"]);
+    engine.start(&id(1), ports(&[("80/tcp", "0.0.0.0", "8001")]));
+    receiver.wait_held(&["0.0.0.0:8001/tcp"]);
+    engine.down(true);
+    engine.hang_up();
+    receiver.wait_held(&[]);
+    engine.down(false);
+    receiver.wait_held(&["0.0.0.0:8001/tcp"]);
+}
+
+#[test]
+fn s03_log_stays_bounded_over_10000_events() {
+    let (engine, receiver, agent) = setup(&[]);
+    for n in 0..5_000 {
+        engine.start(&id(n), ports(&[("80/tcp", "0.0.0.0", &format!("{}", 10_000 + n))]));
+        engine.end(&id(n));
+    }
+    engine.start(&id(9_999), ports(&[("80/tcp", "0.0.0.0", "80")]));
+    receiver.wait_held(&["0.0.0.0:80/tcp"]);
+    let log = agent.log();
+    assert!(log.lines().count() < 300 && log.len() < 64 * 1024, "{} lines, {} bytes", log.lines().count(), log.len());
+}
+
+#[test]
+fn s03_repeated_failures_are_one_line() {
+    let (engine, receiver) = (EngineStub::new(), Receiver::absent());
+    let agent = start(&engine, &receiver, &[]);
+    engine.wait_subscriptions(1);
+    for n in 0..50 {
+        engine.start(&id(n), ports(&[("80/tcp", "0.0.0.0", &format!("{}", 10_000 + n))]));
+    }
+    agent.wait_log("sink unreachable");
+    // Long enough for several attempts: 100, 200, 400 and 800 ms apart.
+    std::thread::sleep(Duration::from_millis(1600));
+    assert_eq!(agent.log().matches("unreachable").count(), 1, "{}", agent.log());
+}
+
+#[test]
+fn s04_removal_never_asks_the_engine() {
+    let (engine, receiver, _agent) = setup(&[]);
+    engine.start(&id(1), ports(&[("80/tcp", "0.0.0.0", "8001")]));
+    receiver.wait_held(&["0.0.0.0:8001/tcp"]);
+    let before = engine.requests().len();
+    engine.end(&id(1));
+    receiver.wait_held(&[]);
+    assert_eq!(engine.requests().len(), before, "{:?}", &engine.requests()[before..]);
+    // Gone before it could be looked at: inspect answers 404.
+    engine.event("container", "start", &id(2));
+    engine.start(&id(3), ports(&[("80/tcp", "0.0.0.0", "8003")]));
+    receiver.wait_held(&["0.0.0.0:8003/tcp"]);
+}
+
+#[test]
+fn s08_sink_that_comes_up_later_gets_everything() {
+    let (engine, receiver) = (EngineStub::new(), Receiver::absent());
+    engine.add(&id(1), ports(&[("80/tcp", "0.0.0.0", "8001")]));
+    let agent = start(&engine, &receiver, &[]);
+    agent.wait_log("sink unreachable");
+    engine.start(&id(2), ports(&[("80/tcp", "0.0.0.0", "8002")]));
+    receiver.listen();
+    receiver.wait_held(&["0.0.0.0:8001/tcp", "0.0.0.0:8002/tcp"]);
+    agent.wait_log("sink reachable");
+}
+
+#[test]
+fn s08_restarted_sink_is_told_again() {
+    let (engine, receiver, agent) = setup(&[]);
+    engine.start(&id(1), ports(&[("80/tcp", "0.0.0.0", "8001")]));
+    receiver.wait_held(&["0.0.0.0:8001/tcp"]);
+    receiver.close();
+    engine.start(&id(2), ports(&[("80/tcp", "0.0.0.0", "8002")]));
+    agent.wait_log("sink unreachable");
+    receiver.forget();
+    receiver.listen();
+    receiver.wait_held(&["0.0.0.0:8001/tcp", "0.0.0.0:8002/tcp"]);
+}
+
+#[test]
+fn s10_udp_publish_is_one_udp_forward() {
+    let (engine, receiver, _agent) = setup(&[]);
+    engine.start(&id(1), ports(&[("1234/udp", "0.0.0.0", "1234")]));
+    receiver.wait_held(&["0.0.0.0:1234/udp"]);
+    assert_eq!(receiver.all().len(), 1);
+}
+
+#[test]
+fn s26_five_thousand_ports_start_and_stop() {
+    let (engine, receiver, agent) = setup(&[]);
+    let numbers: Vec<String> = (20_000..25_000).map(|n| n.to_string()).collect();
+    let keys: Vec<String> = numbers.iter().map(|n| format!("{n}/tcp")).collect();
+    let entries: Vec<(&str, &str, &str)> =
+        keys.iter().zip(&numbers).flat_map(|(k, n)| [(&**k, "0.0.0.0", &**n), (&**k, "::", &**n)]).collect();
+    let begun = Instant::now();
+    engine.start(&id(1), ports(&entries));
+    eventually("10,000 forwards", || Some(receiver.held().len()).filter(|n| *n == 10_000).ok_or(receiver.held().len()));
+    engine.end(&id(1));
+    receiver.wait_held(&[]);
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert!(receiver.all().len() <= 8, "{} documents", receiver.all().len());
+    assert!(agent.log().lines().count() < 300, "{}", agent.log().lines().count());
+    let rss = status_kb(agent.pid(), "VmRSS:");
+    assert!(rss < 64 * 1024, "{rss} KiB (a debug build)");
+}
+
+#[test]
+fn s27_families_keep_their_own_ports() {
+    let (engine, receiver, _agent) = setup(&[]);
+    engine.start(&id(1), ports(&[("80/tcp", "0.0.0.0", "49153"), ("80/tcp", "::", "49154")]));
+    receiver.wait_held(&["0.0.0.0:49153/tcp", "[::]:49154/tcp"]);
+}
+
+/// Fills a listener's queue: from then on the kernel drops what is sent to connect, as a firewall would.
+fn black_hole() -> (TcpListener, Vec<TcpStream>, String) {
+    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, socket};
+    use std::os::fd::AsRawFd as _;
+    let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    bind(fd.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
+    listen(&fd, Backlog::new(0).unwrap()).unwrap();
+    let listener = TcpListener::from(fd);
+    let address = listener.local_addr().unwrap();
+    let mut open = Vec::new();
+    while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+        open.push(stream);
+        assert!(open.len() < 1000, "the queue never filled");
+    }
+    (listener, open, format!("tcp://{address}"))
+}
+
+#[test]
+fn s29_hanging_sink_delays_no_other() {
+    let (_listener, _open, hole) = black_hole();
+    let (engine, receiver, agent) = setup(&["--sink", &hole]);
+    for n in 0..5 {
+        let begun = Instant::now();
+        engine.start(&id(n), ports(&[("80/tcp", "0.0.0.0", &format!("800{n}"))]));
+        within(Duration::from_secs(2), "the document at the other sink", || {
+            Some(()).filter(|()| receiver.held().len() == n as usize + 1).ok_or(begun.elapsed())
+        });
+    }
+    agent.wait_log("sink unreachable");
+    let begun = Instant::now();
+    assert_eq!(agent.stop(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    receiver.wait_held(&[]);
+}
+
+#[test]
+fn network_changes_are_looked_up_only_for_running_containers() {
+    let (engine, receiver, _agent) = setup(&[]);
+    engine.start(&id(1), ports(&[]));
+    engine.add(&id(1), ports(&[("80/tcp", "0.0.0.0", "8001")]));
+    engine.event("network", "connect", &id(1));
+    receiver.wait_held(&["0.0.0.0:8001/tcp"]);
+    engine.add(&id(1), ports(&[]));
+    engine.event("network", "disconnect", &id(1));
+    receiver.wait_held(&[]);
+    let asked = |n| engine.requests().iter().filter(|r| r.contains(&id(n))).count();
+    engine.event("network", "connect", &id(2));
+    engine.start(&id(3), ports(&[("80/tcp", "0.0.0.0", "8003")]));
+    receiver.wait_held(&["0.0.0.0:8003/tcp"]);
+    assert_eq!((asked(1), asked(2)), (3, 0));
+}
+
+#[test]
+fn bad_events_are_counted_and_the_list_is_read_again() {
+    let (engine, receiver, agent) = setup(&[]);
+    let mut oversized = vec![b'x'; 3 << 20];
+    oversized.push(b'\n');
+    let bad: [&[u8]; 6] = [
+        b"{\"Type\":\"container\",\"Action\":\"sta\n",
+        &oversized,
+        b"\xff\xfe\x00\n",
+        b"{\"Type\":7,\"Action\":[]}\n",
+        b"{\"Type\":\"container\",\"Action\":\"start\",\"Actor\":{\"ID\":\"../etc\"}}\n",
+        b"null\n",
+    ];
+    for (n, line) in bad.iter().enumerate() {
+        engine.raw(line);
+        agent.wait_log(&format!("count={} ", n + 1));
+    }
+    engine.start(&id(1), ports(&[("80/tcp", "0.0.0.0", "8001")]));
+    receiver.wait_held(&["0.0.0.0:8001/tcp"]);
+    // What a bad line would have said is found in the list.
+    engine.add(&id(2), ports(&[("80/tcp", "0.0.0.0", "8002")]));
+    std::thread::sleep(Duration::from_millis(1100));
+    engine.raw(b"half an event\n");
+    receiver.wait_held(&["0.0.0.0:8001/tcp", "0.0.0.0:8002/tcp"]);
+    assert!(!agent.log().contains("source lost"), "{}", agent.log());
+}
+
+#[test]
+fn bad_ports_do_not_cost_the_good_ones() {
+    let (engine, receiver, agent) = setup(&[]);
+    let mut mixed = ports(&[("80/tcp", "0.0.0.0", "0"), ("80/tcp", "0.0.0.0", "70000"), ("81/tcp", "0.0.0.0", "8081")]);
+    mixed["82/tcp"] = serde_json::Value::Null;
+    mixed["83/tcp"] = serde_json::json!([]);
+    engine.start(&id(1), mixed);
+    receiver.wait_held(&["0.0.0.0:8081/tcp"]);
+    agent.wait_log("count=2 ");
+}
+
+#[test]
+fn half_a_line_and_silence_is_a_lost_engine() {
+    let (engine, receiver, agent) = setup(&[]);
+    engine.raw(b"{\"Type\":\"contai");
+    agent.wait_log("stalled in the middle of a line");
+    engine.wait_subscriptions(2);
+    engine.start(&id(1), ports(&[("80/tcp", "0.0.0.0", "8001")]));
+    receiver.wait_held(&["0.0.0.0:8001/tcp"]);
+}
+
+#[test]
+fn engine_that_appears_later_is_found_with_one_line_in_the_log() {
+    let (dir, receiver) = (TempDir::new(), Receiver::new());
+    let socket = dir.join("docker.sock");
+    let url = receiver.url();
+    let agent = Agent::start(None, &socket, &["--sink", &url, "-adminInstall", "--connect-interface", "lo"]);
+    agent.wait_log("No such file");
+    // A file in the socket's place: another line, since it is other news.
+    fs::write(&socket, "").unwrap();
+    agent.wait_log("Connection refused");
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(agent.log().matches("source lost").count(), 2, "{}", agent.log());
+    let engine = EngineStub::new();
+    engine.add(&id(1), ports(&[("80/tcp", "0.0.0.0", "8001")]));
+    fs::remove_file(&socket).unwrap();
+    std::os::unix::fs::symlink(engine.socket(), &socket).unwrap();
+    receiver.wait_held(&["0.0.0.0:8001/tcp"]);
+}
+
+#[test]
+fn engine_of_another_age_is_refused_by_name() {
+    for (version, expect) in [
+        (r#"{"ApiVersion":"1.60","MinAPIVersion":"1.55"}"#, "API 1.55 to 1.60"),
+        (r#"{"ApiVersion":"1.12"}"#, "API 1.12"),
+        (r#"{"ApiVersion":7}"#, "ApiVersion"),
+        ("nonsense", "not JSON"),
+    ] {
+        let (engine, receiver) = (EngineStub::with_version(version), Receiver::new());
+        let agent = start(&engine, &receiver, &[]);
+        agent.wait_log(expect);
+    }
+    let engine = EngineStub::with_version(r#"{"ApiVersion":"1.54","MinAPIVersion":"1.44"}"#);
+    let receiver = Receiver::new();
+    let _agent = start(&engine, &receiver, &[]);
+    engine.wait_subscriptions(1);
+    assert!(engine.requests()[1].starts_with("/v1.52/events?"), "{:?}", engine.requests());
+}
+
+#[test]
+fn engine_that_answers_nothing_is_not_waited_for() {
+    let dir = TempDir::new();
+    let socket = dir.join("docker.sock");
+    let _silent = UnixListener::bind(&socket).unwrap();
+    let receiver = Receiver::new();
+    let url = receiver.url();
+    let agent = Agent::start(None, &socket, &["--sink", &url, "--connect-interface", "lo"]);
+    agent.wait_log("timeout");
+    let begun = Instant::now();
+    assert_eq!(agent.stop(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn sigterm_withdraws_everything_and_a_restart_announces_it_again() {
+    let (engine, receiver, agent) = setup(&[]);
+    engine.start(&id(1), ports(&[("80/tcp", "0.0.0.0", "8001"), ("81/tcp", "127.0.0.1", "8002")]));
+    receiver.wait_held(&["0.0.0.0:8001/tcp", "127.0.0.1:8002/tcp"]);
+    assert_eq!(agent.stop(), Some(0));
+    assert_eq!(receiver.held(), Vec::<String>::new());
+    let agent = start(&engine, &receiver, &[]);
+    receiver.wait_held(&["0.0.0.0:8001/tcp", "127.0.0.1:8002/tcp"]);
+    drop(agent);
+}
+
+#[test]
+fn second_signal_ends_at_once() {
+    let (_listener, _open, hole) = black_hole();
+    let (engine, receiver, mut agent) = setup(&["--sink", &hole]);
+    engine.start(&id(1), ports(&[("80/tcp", "0.0.0.0", "8001")]));
+    receiver.wait_held(&["0.0.0.0:8001/tcp"]);
+    agent.process.signal(Signal::SIGTERM);
+    agent.wait_log("stopping");
+    let begun = Instant::now();
+    agent.process.signal(Signal::SIGTERM);
+    assert_eq!(agent.process.wait(), Some(143));
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn descriptors_and_threads_do_not_grow_with_reconnections() {
+    let (engine, receiver, agent) = setup(&[]);
+    engine.start(&id(1), ports(&[("80/tcp", "0.0.0.0", "8001")]));
+    receiver.wait_held(&["0.0.0.0:8001/tcp"]);
+    let before = (descriptors(agent.pid()), status_kb(agent.pid(), "Threads:"));
+    for n in 0..10 {
+        engine.hang_up();
+        engine.wait_subscriptions(n + 2);
+    }
+    eventually("the same descriptors and threads as before", || {
+        let now = (descriptors(agent.pid()), status_kb(agent.pid(), "Threads:"));
+        if now == before { Ok(()) } else { Err(now) }
+    });
+}

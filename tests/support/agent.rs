@@ -1,0 +1,83 @@
+//! The two binaries of the crate as child processes, with their logs.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::Signal;
+
+use super::vm::Namespace;
+use super::{Process, TempDir, eventually};
+
+/// A running agent or host end.
+pub struct Agent {
+    pub process: Process,
+    dir: TempDir,
+}
+
+fn command(namespace: Option<&Namespace>, program: &str) -> Command {
+    match namespace {
+        Some(namespace) => namespace.command(program),
+        None => Command::new(program),
+    }
+}
+
+impl Agent {
+    /// Starts `rancher-desktop-guestagent` with `-docker` on that socket, and waits for its first line.
+    pub fn start(namespace: Option<&Namespace>, docker: &Path, args: &[&str]) -> Agent {
+        let mut command = command(namespace, env!("CARGO_BIN_EXE_rancher-desktop-guestagent"));
+        command.arg("-docker").args(args).env("DOCKER_HOST", format!("unix://{}", docker.display()));
+        let agent = Agent::spawn(command, args);
+        agent.wait_log("started version");
+        agent
+    }
+
+    /// Starts `rancher-desktop-hostagent` and waits until it is ready.
+    pub fn host(namespace: Option<&Namespace>, args: &[&str]) -> Agent {
+        let mut command = command(namespace, env!("CARGO_BIN_EXE_rancher-desktop-hostagent"));
+        command.args(args);
+        let agent = Agent::spawn(command, args);
+        agent.wait_log("ready");
+        agent
+    }
+
+    fn spawn(mut command: Command, args: &[&str]) -> Agent {
+        assert!(!args.iter().any(|a| a.contains("vsock")), "no vsock outside a guest that a test booted");
+        let dir = TempDir::new();
+        command
+            .stdin(Stdio::null())
+            .stdout(File::create(dir.join("out")).unwrap())
+            .stderr(File::create(dir.join("log")).unwrap());
+        Agent { process: Process::spawn(&mut command), dir }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap()
+    }
+
+    pub fn log_path(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    pub fn out(&self) -> String {
+        fs::read_to_string(self.dir.join("out")).unwrap()
+    }
+
+    /// Waits for a line with that text.
+    pub fn wait_log(&self, text: &str) {
+        eventually(&format!("{text:?} in the log"), || match self.log() {
+            log if log.contains(text) => Ok(()),
+            log => Err(log),
+        });
+    }
+
+    /// SIGTERM, and the exit code.
+    pub fn stop(mut self) -> Option<i32> {
+        self.process.signal(Signal::SIGTERM);
+        self.process.wait()
+    }
+}

@@ -1,0 +1,157 @@
+//! Real container engines: dockerd in the guest's namespace, and Podman's Docker-compatible service. Need root.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::Signal;
+
+use super::vm::Namespace;
+use super::{Process, TempDir, eventually, run};
+
+/// No registry is reachable: the image is made of Debian's static busybox.
+const BUSYBOX: &str = "/bin/busybox";
+
+/// An engine with the image `busybox:local`, in directories of its own.
+pub struct Engine {
+    kind: Kind,
+    dir: TempDir,
+    daemon: Option<Process>,
+    namespace: String,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+pub enum Kind {
+    Docker,
+    Podman,
+}
+
+impl Engine {
+    pub fn docker(namespace: &Namespace) -> Engine {
+        Engine::start(Kind::Docker, namespace)
+    }
+
+    pub fn podman(namespace: &Namespace) -> Engine {
+        Engine::start(Kind::Podman, namespace)
+    }
+
+    fn start(kind: Kind, namespace: &Namespace) -> Engine {
+        let mut engine = Engine { kind, dir: TempDir::new(), daemon: None, namespace: namespace.name().to_owned() };
+        engine.launch();
+        let image = engine.dir.join("image");
+        fs::create_dir(&image).unwrap();
+        fs::copy(BUSYBOX, image.join("busybox")).expect("busybox-static: run scripts/deps.sh docker");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/udp_echo.c");
+        run(Command::new("cc").args(["-static", "-O1", "-o"]).arg(image.join("udp_echo")).arg(source));
+        let tar = engine.dir.join("image.tar");
+        run(Command::new("tar").arg("-C").arg(&image).arg("-cf").arg(&tar).args(["busybox", "udp_echo"]));
+        run(engine.cli().arg("import").arg(&tar).arg("busybox:local"));
+        engine
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("engine.sock")
+    }
+
+    /// Starts the daemon and waits for it to answer.
+    pub fn launch(&mut self) {
+        let path = |name: &str| self.dir.join(name).into_os_string();
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/var/run/netns/{}", self.namespace));
+        let host = format!("unix://{}", self.socket().display());
+        match self.kind {
+            Kind::Docker => command
+                .args(["dockerd", "--bip", "172.30.0.1/16", "-H", &host, "--data-root"])
+                .arg(path("data"))
+                .arg("--exec-root")
+                .arg(path("exec"))
+                .arg("-p")
+                .arg(path("pid")),
+            Kind::Podman => command
+                .args(["podman", "--network-backend", "netavark", "--root"])
+                .arg(path("root"))
+                .arg("--runroot")
+                .arg(path("run"))
+                .arg("--network-config-dir")
+                .arg(path("net"))
+                .arg("--tmpdir")
+                .arg(path("tmp"))
+                .args(["system", "service", "-t", "0", &host]),
+        };
+        let log = File::create(self.dir.join("log")).unwrap();
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        self.daemon = Some(Process::spawn(&mut command));
+        eventually("an answer of the engine", || {
+            let out = self.cli().arg("version").output().unwrap();
+            if out.status.success() { Ok(()) } else { Err(fs::read_to_string(self.dir.join("log")).unwrap()) }
+        });
+    }
+
+    /// SIGTERM, and waits for the end; containers without a restart policy end with it.
+    pub fn halt(&mut self) {
+        let mut daemon = self.daemon.take().unwrap();
+        daemon.signal(Signal::SIGTERM);
+        daemon.wait();
+    }
+
+    /// The docker client, for this engine.
+    pub fn cli(&self) -> Command {
+        let mut command = Command::new("docker");
+        command.arg("-H").arg(format!("unix://{}", self.socket().display()));
+        command
+    }
+
+    pub fn ask(&self, args: &[&str]) -> String {
+        run(self.cli().args(args)).trim().to_owned()
+    }
+
+    /// Runs a web server named `name` in the background: `GET /busybox` on its port 80 answers 200.
+    pub fn web(&self, name: &str, args: &[&str]) {
+        let serve = ["busybox:local", "/busybox", "httpd", "-f", "-p", "80", "-h", "/"];
+        self.run(name, args, &serve);
+    }
+
+    /// Runs an image with a command, in the background.
+    pub fn run(&self, name: &str, args: &[&str], image_and_command: &[&str]) {
+        let mut all = vec!["run", "-d", "--name", name];
+        if self.kind == Kind::Podman {
+            // Its defaults are over what this kind of machine allows.
+            all.extend(["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]);
+        }
+        all.extend(args);
+        all.extend(image_and_command);
+        self.ask(&all);
+    }
+
+    pub fn remove(&self, name: &str) {
+        self.ask(&["rm", "-f", name]);
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        let Some(daemon) = &mut self.daemon else { return };
+        // Each container is a process of its own: none may stay.
+        if let Ok(out) = {
+            let mut list = Command::new("docker");
+            list.arg("-H").arg(format!("unix://{}", self.dir.join("engine.sock").display())).args(["ps", "-aq"]);
+            list.output()
+        } {
+            for id in String::from_utf8_lossy(&out.stdout).split_whitespace() {
+                let mut remove = Command::new("docker");
+                remove.arg("-H").arg(format!("unix://{}", self.dir.join("engine.sock").display()));
+                let _ = remove.args(["rm", "-f", id]).output();
+            }
+        }
+        daemon.signal(Signal::SIGTERM);
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.dir.join("log")).unwrap_or_default();
+            let tail: Vec<&str> = log.lines().rev().take(20).collect();
+            eprintln!("--- the engine's last lines, newest first:\n{}", tail.join("\n"));
+        }
+        let end = std::time::Instant::now() + super::DEADLINE;
+        while daemon.is_running() && std::time::Instant::now() < end {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! A guest and its host as two network namespaces joined by a link. Needs root and iproute2.
+//!
+//! Each has its own loopback, so that a port published in the guest and forwarded on the host do not meet, and tests
+//! do not meet either. The guest is 192.168.143.2 on `eth0`, its default gateway (the host) 192.168.143.1.
+
+use std::fs::File;
+use std::process::Command;
+
+use nix::sched::{CloneFlags, setns};
+
+use super::{run, unique};
+
+pub const GUEST: &str = "192.168.143.2";
+pub const HOST: &str = "192.168.143.1";
+
+pub struct Vm {
+    pub guest: Namespace,
+    pub host: Namespace,
+}
+
+pub struct Namespace(String);
+
+impl Vm {
+    pub fn new() -> Vm {
+        assert!(nix::unistd::geteuid().is_root(), "needs root: run make test as root");
+        let name = |side| format!("rda-{side}-{}-{}", std::process::id(), unique());
+        let vm = Vm { guest: Namespace::new(name("g")), host: Namespace::new(name("h")) };
+        ip(&["-n", &vm.host.0, "link", "add", "vm0", "type", "veth", "peer", "name", "eth0", "netns", &vm.guest.0]);
+        for (ns, device, v4, v6) in [
+            (&vm.host, "vm0", "192.168.143.1/24", "fd00:143::1/64"),
+            (&vm.guest, "eth0", "192.168.143.2/24", "fd00:143::2/64"),
+        ] {
+            ip(&["-n", &ns.0, "addr", "add", v4, "dev", device]);
+            ip(&["-n", &ns.0, "addr", "add", v6, "dev", device, "nodad"]);
+            ip(&["-n", &ns.0, "link", "set", device, "up"]);
+            ip(&["-n", &ns.0, "link", "set", "lo", "up"]);
+        }
+        ip(&["-n", &vm.guest.0, "route", "add", "default", "via", HOST]);
+        ip(&["-n", &vm.guest.0, "route", "add", "default", "via", "fd00:143::1"]);
+        vm
+    }
+}
+
+impl Namespace {
+    fn new(name: String) -> Namespace {
+        ip(&["netns", "add", &name]);
+        Namespace(name)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+
+    fn path(&self) -> String {
+        format!("/var/run/netns/{}", self.0)
+    }
+
+    /// A command that runs in the namespace, as the very process that is started.
+    ///
+    /// nsenter, not `ip netns exec`: that mounts a fresh /sys, which hides the cgroups from dockerd.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.path())).arg(program);
+        command
+    }
+
+    /// Runs `f` in the namespace: sockets it makes belong there, wherever they are used later.
+    pub fn enter<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        let file = File::open(self.path()).unwrap();
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                setns(file, CloneFlags::CLONE_NEWNET).unwrap();
+                f()
+            });
+            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+    }
+}
+
+fn ip(args: &[&str]) {
+    run(Command::new("ip").args(args));
+}
