@@ -201,6 +201,6 @@ fn messages_can_be_json() {
     let agent = HostAgent::with(&["--log-format=json"]);
     let stderr = agent.stderr();
     let line: serde_json::Value = serde_json::from_str(stderr.lines().last().unwrap()).unwrap();
-    assert_eq!(line["level"], "info");
+    assert_eq!(line["level"], "INFO");
     assert!(line["message"].as_str().unwrap().starts_with("ready: listening on unix://"), "{line}");
 }
