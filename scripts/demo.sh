@@ -22,7 +22,7 @@ finish() {
   for pid in "${pids[@]}"; do tail --pid="$pid" -f /dev/null; done
   if [ $status != 0 ]; then
     echo "demo: failed; the last lines of each log:" >&2
-    tail -n 5 "$W"/*.log >&2 || true
+    tail -n 5 "$W"/*.log >&2 2>/dev/null || true
   fi
   ip netns del "$NS" 2>/dev/null || true
   rm -rf "$W"
