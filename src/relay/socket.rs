@@ -10,9 +10,6 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, connect, listen, setsockopt, socket, sockopt,
 };
 
-/// Connections that may wait to be accepted; the kernel cuts it to net.core.somaxconn.
-const BACKLOG: i32 = 1024;
-
 /// Silence before the first keep-alive probe, and between probes, in seconds; and the probes until the peer is dead.
 const KEEPALIVE: (u32, u32, u32) = (60, 10, 6);
 
@@ -23,7 +20,9 @@ pub(super) fn tcp_listener(addr: SocketAddr) -> nix::Result<TcpListener> {
     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
     tcp_options(&fd)?;
     bind_to(&fd, addr)?;
-    listen(&fd, Backlog::new(BACKLOG)?)?;
+    // As many waiting as net.core.somaxconn allows. A number would be held against the C library's SOMAXCONN, which is
+    // 128 with musl.
+    listen(&fd, Backlog::MAXALLOWABLE)?;
     Ok(TcpListener::from(fd))
 }
 
