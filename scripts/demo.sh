@@ -39,8 +39,8 @@ until_ok() {
   done
 }
 
-# A command inside the guest. nsenter, not `ip netns exec`, which would hide the cgroups from dockerd.
-guest() { nsenter --net="/var/run/netns/$NS" "$@"; }
+# What runs inside the guest. nsenter, not `ip netns exec`, which would hide the cgroups from dockerd.
+in_guest=(nsenter --net="/var/run/netns/$NS")
 
 if ip -4 addr show | grep -q ' 192\.168\.143\.'; then
   echo "demo: this machine uses 192.168.143.0/24 already, which the demo's guest needs" >&2
@@ -59,14 +59,14 @@ ip -n "$NS" addr add $GUEST/24 dev eth0
 ip -n "$NS" link set eth0 up
 ip -n "$NS" link set lo up
 ip -n "$NS" route add default via 192.168.143.1
-guest dockerd --data-root "$W/data" --exec-root "$W/exec" -H "unix://$SOCKET" -p "$W/docker.pid" --bip 172.30.0.1/16 \
+"${in_guest[@]}" dockerd --data-root "$W/data" --exec-root "$W/exec" -H "unix://$SOCKET" -p "$W/docker.pid" --bip 172.30.0.1/16 \
   >"$W/dockerd.log" 2>&1 &
 pids+=($!)
 
 echo "2. the host end on this machine, the agent in the guest"
 "$BIN/rancher-desktop-hostagent" --listen "unix://$W/host.sock" >"$W/host.out" 2>"$W/hostagent.log" &
 pids+=($!)
-DOCKER_HOST=unix://$SOCKET guest "$BIN/rancher-desktop-guestagent" -docker --sink "unix://$W/host.sock" 2>"$W/agent.log" &
+DOCKER_HOST=unix://$SOCKET "${in_guest[@]}" "$BIN/rancher-desktop-guestagent" -docker --sink "unix://$W/host.sock" 2>"$W/agent.log" &
 pids+=($!)
 until_ok 30 "dockerd answers" docker version
 mkdir "$W/image"
@@ -82,8 +82,9 @@ http() { curl -s -o /dev/null --max-time 2 -w '%{http_code}' "http://127.0.0.1:$
 echo_udp() {
   exec 3<>"/dev/udp/127.0.0.1/$1"
   echo hello >&3
-  local answer=
-  read -r -t 1 answer <&3 || true
+  # Not `read`, which takes a byte at a time and so loses the rest of a datagram.
+  local answer
+  answer=$(timeout 1 dd bs=64 count=1 status=none <&3) || true
   exec 3>&-
   [ "$answer" = hello ]
 }
