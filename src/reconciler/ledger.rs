@@ -346,6 +346,10 @@ impl Ledger {
                 self.settle_lane(&owner);
             }
         }
+        self.refresh_all();
+    }
+
+    fn refresh_all(&mut self) {
         let bindings: Vec<Binding> = self.forwards.keys().copied().collect();
         for binding in bindings {
             self.refresh(binding);

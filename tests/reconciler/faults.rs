@@ -70,6 +70,21 @@ fn s08_what_is_published_while_the_peer_is_down_arrives_when_it_is_up() {
 }
 
 #[test]
+fn s08_a_peer_that_was_down_is_told_everything_even_if_nothing_is_left_to_say() {
+    let mut world = peer();
+    world.claim("a", "0.0.0.0:80/tcp");
+    world.claim("b", "0.0.0.0:81/tcp");
+    world.settle();
+    world.claim("b", "");
+    world.carry_out(0, Outcome::Restarting);
+    world.answer(0);
+    // The withdrawal that found the peer gone is not needed any more.
+    world.claim("b", "0.0.0.0:81/tcp");
+    world.quiet();
+    assert_eq!(world.held(0), "0.0.0.0:80/tcp 0.0.0.0:81/tcp");
+}
+
+#[test]
 fn s13_a_conflict_stops_nobody_else_and_is_taken_when_free() {
     let mut world = peer();
     world.sinks[0].busy.insert(binding("0.0.0.0:80/tcp"));

@@ -28,7 +28,6 @@ impl Ledger {
         if self.peer != Peer::Reachable {
             self.peer = Peer::Reachable;
             out.push(Command::Report(Report::Peer { sink: self.id, problem: None }));
-            self.forget();
             self.retry_all(now);
         }
         if let Some(lane) = self.lanes.get_mut(&flight.owner) {
@@ -98,12 +97,19 @@ impl Ledger {
         if news {
             out.push(Command::Report(Report::Peer { sink: self.id, problem: Some(reason.clone()) }));
         }
+        // It may come back having lost everything. Said now, not when it answers again: there may be nothing else
+        // left to send by then, and without a document nobody would notice that it is back.
+        let lost = self.peer == Peer::Reachable;
         self.peer = Peer::Unreachable { failures, until, reason };
         for binding in &flight.bindings {
             if let Some(forward) = self.forwards.get_mut(binding) {
                 forward.flying = false;
                 self.refresh(*binding);
             }
+        }
+        if lost {
+            self.forget();
+            self.refresh_all();
         }
     }
 }
