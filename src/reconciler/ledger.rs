@@ -330,19 +330,22 @@ impl Ledger {
         }
     }
 
-    /// Every wait ends now.
+    /// Every wait ends now, and the next ones are short again.
     fn retry_all(&mut self, now: Instant) {
-        if let Peer::Unreachable { until, .. } = &mut self.peer {
+        if let Peer::Unreachable { until, failures, .. } = &mut self.peer {
             *until = now;
+            *failures = 0;
         }
         self.timers.clear();
         for forward in self.forwards.values_mut() {
             forward.wait = None;
+            forward.failures = 0;
         }
         let owners: Vec<Owner> = self.lanes.keys().cloned().collect();
         for owner in owners {
             if let Some(lane) = self.lanes.get_mut(&owner) {
                 lane.wait = None;
+                lane.failures = 0;
                 self.settle_lane(&owner);
             }
         }

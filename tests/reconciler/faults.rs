@@ -170,6 +170,22 @@ fn a_document_on_its_way_during_a_reset_is_sent_again() {
 }
 
 #[test]
+fn a_reset_ends_every_wait_and_starts_the_backoff_anew() {
+    let mut world = peer();
+    world.sinks[0].mode = Outcome::Unreachable;
+    world.claim("a", "0.0.0.0:80/tcp");
+    world.pass(MS * 60_000);
+    world.sent(0);
+    // The host end says that it is coming up, and is not quite there.
+    world.reset(0);
+    world.settle();
+    world.sinks[0].mode = Outcome::Done;
+    world.pass(MS * 100);
+    assert_eq!(world.sent(0), ["+a 0.0.0.0:80/tcp", "+a 0.0.0.0:80/tcp"]);
+    assert_eq!(world.held(0), "0.0.0.0:80/tcp");
+}
+
+#[test]
 fn a_peer_is_told_of_a_loopback_binding_once_the_relay_carries_it() {
     let mut world = with_relay();
     world.claim("a", "127.0.0.1:8000/tcp 0.0.0.0:80/tcp");
@@ -231,6 +247,23 @@ fn shutdown_withdraws_everything_and_is_then_empty() {
     assert_eq!((world.held(0), world.held(1)), (String::new(), String::new()));
     assert!(world.reconciler.is_empty());
     assert_eq!(world.reconciler.deadline(), None);
+}
+
+#[test]
+fn shutdown_tries_a_peer_that_is_away_at_once_and_often() {
+    let mut world = peer();
+    world.claim("a", "0.0.0.0:80/tcp");
+    world.settle();
+    world.sinks[0].mode = Outcome::Unreachable;
+    world.reset(0);
+    world.pass(MS * 60_000);
+    world.sent(0);
+    world.apply(Event::Shutdown);
+    world.pass(MS * 3500);
+    assert_eq!(world.sent(0).len(), 6, "at 0, 0.1, 0.3, 0.7, 1.5 and 3.1 s");
+    world.sinks[0].mode = Outcome::Done;
+    world.pass(MS * 5000);
+    assert!(world.reconciler.is_empty());
 }
 
 #[test]
