@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroU16;
 use std::time::Instant;
 
-use crate::event::{Command, Document, ForwardState, Operation, Owner, SinkId, Ticket};
+use crate::event::{Command, Document, ForwardState, Operation, Owner, Report, SinkId, Ticket};
 use crate::port::{Binding, Bindings};
 use crate::wire::port_mapping::DOCUMENT_BINDINGS_MAX;
 
@@ -113,6 +113,8 @@ pub struct Ledger {
     timers: BTreeSet<(Instant, Timer)>,
     peer: Peer,
     stopping: bool,
+    /// Of forwards that went without a document, until the next pump.
+    reports: Vec<Command>,
 }
 
 impl Ledger {
@@ -127,6 +129,7 @@ impl Ledger {
             timers: BTreeSet::new(),
             peer: Peer::Reachable,
             stopping: false,
+            reports: Vec::new(),
         }
     }
 
@@ -202,6 +205,7 @@ impl Ledger {
     /// Sends what is due, as far as the window allows.
     pub fn pump(&mut self, now: Instant, next_ticket: &mut u64, out: &mut Vec<Command>) {
         self.expire_timers(now);
+        out.append(&mut self.reports);
         while self.in_flight.len() < IN_FLIGHT_MAX {
             if let Peer::Unreachable { until, .. } = &self.peer
                 && (now < *until || !self.in_flight.is_empty())
@@ -294,6 +298,9 @@ impl Ledger {
             }
             None => {
                 if forward.held == Held::No {
+                    if forward.told.is_some() {
+                        tell(self.id, forward, binding, ForwardState::Withdrawn, &mut self.reports);
+                    }
                     self.forwards.remove(&binding);
                 }
                 self.unready(&owner, binding);
@@ -357,5 +364,13 @@ impl Ledger {
         for binding in bindings {
             self.refresh(binding);
         }
+    }
+}
+
+/// Reports a forward's state where it differs from what was reported last.
+fn tell(sink: SinkId, forward: &mut Forward, binding: Binding, state: ForwardState, out: &mut Vec<Command>) {
+    if forward.told.as_ref() != Some(&state) {
+        forward.told = Some(state.clone());
+        out.push(Command::Report(Report::Forward { sink, owner: forward.owner.clone(), binding, state }));
     }
 }

@@ -110,6 +110,20 @@ fn s13_a_conflict_stops_nobody_else_and_is_taken_when_free() {
 }
 
 #[test]
+fn s13_a_conflict_that_nobody_wants_any_more_is_reported_as_gone() {
+    let mut world = peer();
+    world.sinks[0].busy.insert(binding("0.0.0.0:80/tcp"));
+    world.claim("a", "0.0.0.0:80/tcp");
+    world.settle();
+    world.claim("a", "");
+    assert!(matches!(world.reports.last(), Some(Report::Forward { state: ForwardState::Withdrawn, .. })));
+    world.settle();
+    assert_eq!(world.sent(0), ["+a 0.0.0.0:80/tcp"], "there is nothing to withdraw");
+    assert!(world.reconciler.is_empty());
+    world.quiet();
+}
+
+#[test]
 fn a_restart_of_the_container_waits_for_no_backoff() {
     let mut world = peer();
     world.sinks[0].busy.insert(binding("0.0.0.0:80/tcp"));

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::{Flight, Forward, Held, Ledger, Peer, Timer};
+use super::{Flight, Held, Ledger, Peer, Timer, tell};
 use crate::backoff::wait_after;
-use crate::event::{Answer, Command, Failure, FailureKind, ForwardState, Operation, Report, SinkId, Ticket};
+use crate::event::{Answer, Command, Failure, FailureKind, ForwardState, Operation, Report, Ticket};
 use crate::port::Binding;
 
 impl Ledger {
@@ -111,13 +111,5 @@ impl Ledger {
             self.forget();
             self.refresh_all();
         }
-    }
-}
-
-/// Reports a forward's state where it differs from what was reported last.
-fn tell(sink: SinkId, forward: &mut Forward, binding: Binding, state: ForwardState, out: &mut Vec<Command>) {
-    if forward.told.as_ref() != Some(&state) {
-        forward.told = Some(state.clone());
-        out.push(Command::Report(Report::Forward { sink, owner: forward.owner.clone(), binding, state }));
     }
 }
