@@ -46,7 +46,8 @@ struct Forward {
     owner: Owner,
     container_port: NonZeroU16,
     held: Held,
-    flying: bool,
+    /// What the document on its way does to it.
+    flying: Option<Operation>,
     /// Refused by the peer: not to be tried again before then.
     wait: Option<(Operation, Instant)>,
     failures: u32,
@@ -140,7 +141,7 @@ impl Ledger {
             owner: owner.clone(),
             container_port,
             held: Held::No,
-            flying: false,
+            flying: None,
             wait: None,
             failures: 0,
             told: None,
@@ -166,9 +167,9 @@ impl Ledger {
         }
     }
 
-    /// Whether the peer has the forward, or may have it.
+    /// Whether the peer has the forward, or may have it, and is not just being told to give it up.
     pub fn holds(&self, exposed: Binding) -> bool {
-        self.forwards.get(&exposed).is_some_and(|f| f.held != Held::No)
+        self.forwards.get(&exposed).is_some_and(|f| f.held != Held::No && f.flying != Some(Operation::Withdraw))
     }
 
     /// Everything is to be withdrawn, at once and for good.
@@ -249,7 +250,7 @@ impl Ledger {
         for binding in bindings.keys() {
             lane.ready.remove(binding);
             if let Some(forward) = self.forwards.get_mut(binding) {
-                forward.flying = true;
+                forward.flying = Some(operation);
             }
         }
         Some((operation, bindings))
@@ -278,7 +279,7 @@ impl Ledger {
     /// Puts a forward where it belongs after a change: into its owner's lane, at rest, or away.
     fn refresh(&mut self, binding: Binding) {
         let Some(forward) = self.forwards.get_mut(&binding) else { return };
-        if forward.flying {
+        if forward.flying.is_some() {
             return;
         }
         let operation = forward.operation(self.stopping);

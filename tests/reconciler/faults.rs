@@ -243,6 +243,21 @@ fn a_binding_that_the_relay_loses_is_withdrawn_from_peers() {
 }
 
 #[test]
+fn a_peer_is_not_told_of_a_binding_that_the_relay_is_just_closing() {
+    let mut world = with_relay();
+    world.claim("a", "127.0.0.1:80/tcp");
+    world.settle();
+    world.sent(0);
+    world.claim("a", "");
+    world.carry_out(0, Outcome::Done);
+    world.answer(0);
+    world.claim("a", "127.0.0.1:80/tcp");
+    world.settle();
+    assert_eq!(world.sent(0), ["-a 127.0.0.1:80/tcp", "+a 127.0.0.1:80/tcp"]);
+    world.quiet();
+}
+
+#[test]
 fn shutdown_withdraws_everything_and_is_then_empty() {
     let mut world = with_relay();
     world.claim("a", "127.0.0.1:80/tcp 0.0.0.0:81/tcp");

@@ -35,7 +35,7 @@ impl Ledger {
         }
         for binding in &flight.bindings {
             let Some(forward) = self.forwards.get_mut(binding) else { continue };
-            forward.flying = false;
+            forward.flying = None;
             let state = match (failed.get(binding), flight.operation) {
                 (Some(failure), operation) => {
                     forward.held = match operation {
@@ -76,7 +76,7 @@ impl Ledger {
         }
         for binding in &flight.bindings {
             let Some(forward) = self.forwards.get_mut(binding) else { continue };
-            forward.flying = false;
+            forward.flying = None;
             forward.held = Held::Maybe;
             let failure = Failure { kind: FailureKind::Failed, reason: reason.to_owned() };
             tell(self.id, forward, *binding, ForwardState::Failing(failure), out);
@@ -103,7 +103,7 @@ impl Ledger {
         self.peer = Peer::Unreachable { failures, until, reason };
         for binding in &flight.bindings {
             if let Some(forward) = self.forwards.get_mut(binding) {
-                forward.flying = false;
+                forward.flying = None;
                 self.refresh(*binding);
             }
         }
