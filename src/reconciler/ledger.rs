@@ -38,11 +38,19 @@ enum Held {
     Maybe,
 }
 
+/// A published binding that asks for a forward.
+#[derive(Debug)]
+struct Ask {
+    published: Binding,
+    owner: Owner,
+    container_port: NonZeroU16,
+}
+
 #[derive(Debug)]
 struct Forward {
-    /// The published bindings that ask for this forward; none: it is to go.
-    published: Vec<Binding>,
-    /// Whose documents carry it.
+    /// Oldest first; none: the forward is to go.
+    asks: Vec<Ask>,
+    /// Whose documents carry it: the owner of the first ask, the last one known if there is none.
     owner: Owner,
     container_port: NonZeroU16,
     held: Held,
@@ -57,7 +65,7 @@ struct Forward {
 impl Forward {
     /// What has to be sent for it, if anything.
     fn operation(&self, stopping: bool) -> Option<Operation> {
-        let wanted = !self.published.is_empty() && !stopping;
+        let wanted = !self.asks.is_empty() && !stopping;
         match (wanted, self.held) {
             (true, Held::Yes) | (false, Held::No) => None,
             (true, Held::No | Held::Maybe) => Some(Operation::Announce),
@@ -137,7 +145,7 @@ impl Ledger {
     /// `published` asks for the forward `exposed`, on behalf of `owner`.
     pub fn want(&mut self, exposed: Binding, published: Binding, owner: &Owner, container_port: NonZeroU16) {
         let forward = self.forwards.entry(exposed).or_insert_with(|| Forward {
-            published: Vec::with_capacity(1),
+            asks: Vec::with_capacity(1),
             owner: owner.clone(),
             container_port,
             held: Held::No,
@@ -146,25 +154,33 @@ impl Ledger {
             failures: 0,
             told: None,
         });
-        if !forward.published.contains(&published) {
-            forward.published.push(published);
+        let ask = Ask { published, owner: owner.clone(), container_port };
+        match forward.asks.iter_mut().find(|ask| ask.published == published) {
+            Some(known) => *known = ask,
+            None => forward.asks.push(ask),
         }
-        if forward.published.first() == Some(&published) {
-            forward.container_port = container_port;
-            if forward.owner != *owner {
-                let before = std::mem::replace(&mut forward.owner, owner.clone());
-                self.unready(&before, exposed);
-            }
-        }
-        self.refresh(exposed);
+        self.follow_first(exposed);
     }
 
     /// `published` no longer asks for the forward `exposed`.
     pub fn unwant(&mut self, exposed: Binding, published: Binding) {
         if let Some(forward) = self.forwards.get_mut(&exposed) {
-            forward.published.retain(|p| *p != published);
-            self.refresh(exposed);
+            forward.asks.retain(|ask| ask.published != published);
+            self.follow_first(exposed);
         }
+    }
+
+    /// A forward whose asks have changed moves to the lane of the first.
+    fn follow_first(&mut self, exposed: Binding) {
+        let Some(forward) = self.forwards.get_mut(&exposed) else { return };
+        if let Some(first) = forward.asks.first() {
+            forward.container_port = first.container_port;
+            if forward.owner != first.owner {
+                let before = std::mem::replace(&mut forward.owner, first.owner.clone());
+                self.unready(&before, exposed);
+            }
+        }
+        self.refresh(exposed);
     }
 
     /// Whether the peer has the forward, or may have it, and is not just being told to give it up.

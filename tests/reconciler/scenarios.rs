@@ -159,6 +159,23 @@ fn a_shared_binding_stays_until_its_last_owner_goes() {
 }
 
 #[test]
+fn a_forward_asked_for_by_two_bindings_passes_to_the_owner_that_stays() {
+    let mut world = World::new(false, &[Role::Peer]);
+    world.claim("a", "0.0.0.0:80/tcp");
+    world.claim("b", "127.0.0.1:80/tcp");
+    world.settle();
+    assert_eq!(world.sent(0), ["+a 127.0.0.1:80/tcp"]);
+    world.claim("a", "");
+    world.reset(0);
+    world.settle();
+    assert_eq!(world.sent(0), ["+b 127.0.0.1:80/tcp"]);
+    world.claim("b", "");
+    world.settle();
+    assert_eq!(world.sent(0), ["-b 127.0.0.1:80/tcp"]);
+    world.quiet();
+}
+
+#[test]
 fn a_binding_that_passes_to_another_owner_in_a_snapshot_is_left_alone() {
     let mut world = peer();
     world.snapshot(&[("a", "0.0.0.0:80/tcp")]);
