@@ -238,6 +238,32 @@ fn s29_a_sink_that_hangs_does_not_delay_another() {
 }
 
 #[test]
+fn claims_over_the_limit_are_refused_with_a_report_and_displace_nothing() {
+    let mut world = peer();
+    let mut all = Bindings::new();
+    for ip in ["10.0.0.2", "10.0.0.3"] {
+        all.extend(tcp(1..65_535).into_iter().map(|(b, port)| (b.on(ip.parse().unwrap()), port)));
+    }
+    let free = BINDINGS_MAX - all.len();
+    world.claim_all("many", all.clone());
+    world.claim_all("z", tcp(1000..1000 + free as u16));
+    world.settle();
+    assert!(!world.reports.iter().any(|r| matches!(r, Report::Skipped { .. })), "exactly full");
+    world.claim_all("z", tcp(999..1000 + free as u16));
+    world.settle();
+    assert!(matches!(&world.reports.last().unwrap(), Report::Skipped { count: 1, .. }));
+    assert!(!world.held(0).contains("0.0.0.0:999/tcp"), "refused");
+    assert!(world.held(0).contains(&format!("0.0.0.0:{}/tcp", 999 + free)), "what was held before stays");
+
+    // A snapshot that fits as a whole is not refused because of what it takes away.
+    let mut claims = std::collections::BTreeMap::from([(owner("many").key, all)]);
+    claims.insert(owner("a").key, tcp(2000..2000 + free as u16));
+    world.apply(Event::Snapshot { source: Source::Docker, claims });
+    world.settle();
+    assert!(!world.reports.iter().any(|r| matches!(r, Report::Skipped { count: 2, .. })), "refused what fits");
+}
+
+#[test]
 fn skipped_input_is_counted() {
     let mut world = peer();
     for _ in 0..3 {
