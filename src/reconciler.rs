@@ -209,11 +209,12 @@ impl Reconciler {
             Some(claimant) => claimant.container_port = container_port,
             None => claimants.push(Claimant { owner: owner.clone(), container_port }),
         }
+        let oldest = claimants.first().cloned();
         if first && self.policy.narrows(binding) {
             let exposed = self.policy.expose(binding);
             out.push(Command::Report(Report::Narrowed { owner: owner.clone(), published: binding, exposed }));
         }
-        self.touch(binding);
+        self.spread(binding, oldest.as_ref());
     }
 
     fn release(&mut self, owner: &Owner, binding: Binding) {
@@ -228,7 +229,11 @@ impl Reconciler {
 
     /// Tells every ledger whether this published binding asks for a forward there.
     fn touch(&mut self, published: Binding) {
-        let claimant = self.claimants.get(&published).and_then(|claimants| claimants.first()).cloned();
+        let oldest = self.claimants.get(&published).and_then(|claimants| claimants.first()).cloned();
+        self.spread(published, oldest.as_ref());
+    }
+
+    fn spread(&mut self, published: Binding, oldest: Option<&Claimant>) {
         let relayed = published.host_ip.is_unspecified()
             || self.relay.and_then(|i| self.ledgers.get(i)).is_none_or(|relay| relay.holds(published));
         for (role, ledger) in self.roles.iter().zip(&mut self.ledgers) {
@@ -236,7 +241,7 @@ impl Reconciler {
                 Role::Peer => (self.policy.expose(published), relayed),
                 Role::Relay => (published, !published.host_ip.is_unspecified()),
             };
-            match &claimant {
+            match oldest {
                 Some(c) if possible => ledger.want(exposed, published, &c.owner, c.container_port),
                 Some(_) | None => ledger.unwant(exposed, published),
             }

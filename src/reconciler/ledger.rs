@@ -63,6 +63,13 @@ struct Forward {
 }
 
 impl Forward {
+    /// After its asks have changed: the owner that it leaves for that of the first ask.
+    fn follow_first(&mut self) -> Option<Owner> {
+        let first = self.asks.first()?;
+        self.container_port = first.container_port;
+        (self.owner != first.owner).then(|| std::mem::replace(&mut self.owner, first.owner.clone()))
+    }
+
     /// What has to be sent for it, if anything.
     fn operation(&self, stopping: bool) -> Option<Operation> {
         let wanted = !self.asks.is_empty() && !stopping;
@@ -159,28 +166,21 @@ impl Ledger {
             Some(known) => *known = ask,
             None => forward.asks.push(ask),
         }
-        self.follow_first(exposed);
+        if let Some(before) = forward.follow_first() {
+            self.unready(&before, exposed);
+        }
+        self.refresh(exposed);
     }
 
     /// `published` no longer asks for the forward `exposed`.
     pub fn unwant(&mut self, exposed: Binding, published: Binding) {
         if let Some(forward) = self.forwards.get_mut(&exposed) {
             forward.asks.retain(|ask| ask.published != published);
-            self.follow_first(exposed);
-        }
-    }
-
-    /// A forward whose asks have changed moves to the lane of the first.
-    fn follow_first(&mut self, exposed: Binding) {
-        let Some(forward) = self.forwards.get_mut(&exposed) else { return };
-        if let Some(first) = forward.asks.first() {
-            forward.container_port = first.container_port;
-            if forward.owner != first.owner {
-                let before = std::mem::replace(&mut forward.owner, first.owner.clone());
+            if let Some(before) = forward.follow_first() {
                 self.unready(&before, exposed);
             }
+            self.refresh(exposed);
         }
-        self.refresh(exposed);
     }
 
     /// Whether the peer has the forward, or may have it, and is not just being told to give it up.
@@ -307,13 +307,17 @@ impl Ledger {
             forward.failures = 0;
             self.timers.remove(&(until, Timer::Forward(binding)));
         }
-        let owner = forward.owner.clone();
         match operation {
             Some(_) => {
-                self.lanes.entry(owner.clone()).or_default().ready.insert(binding);
-                self.settle_lane(&owner);
+                let lane = self.lanes.entry(forward.owner.clone()).or_default();
+                lane.ready.insert(binding);
+                if lane.idle() {
+                    lane.queued = true;
+                    self.queue.push_back(forward.owner.clone());
+                }
             }
             None => {
+                let owner = forward.owner.clone();
                 if forward.held == Held::No {
                     if forward.told.is_some() {
                         tell(self.id, forward, binding, ForwardState::Withdrawn, &mut self.reports);
