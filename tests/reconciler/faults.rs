@@ -5,7 +5,8 @@ use std::time::Duration;
 use rancher_desktop_agent::event::{Answer, Event, FailureKind, ForwardState, Report, SinkId, Ticket};
 use rancher_desktop_agent::reconciler::Role;
 
-use super::world::{Outcome, World, binding};
+use super::sim::{Outcome, binding};
+use super::world::World;
 
 const NONE: [&str; 0] = [];
 const MS: Duration = Duration::from_millis(1);
@@ -197,6 +198,33 @@ fn a_reset_ends_every_wait_and_starts_the_backoff_anew() {
     world.pass(MS * 100);
     assert_eq!(world.sent(0), ["+a 0.0.0.0:80/tcp", "+a 0.0.0.0:80/tcp"]);
     assert_eq!(world.held(0), "0.0.0.0:80/tcp");
+}
+
+#[test]
+fn a_reset_ends_the_wait_for_a_document_of_unknown_fate() {
+    let mut world = peer();
+    world.claim("a", "0.0.0.0:80/tcp");
+    world.carry_out(0, Outcome::Lost);
+    world.answer(0);
+    world.reset(0);
+    world.settle();
+    assert_eq!(world.held(0), "0.0.0.0:80/tcp");
+    world.quiet();
+}
+
+#[test]
+fn a_peer_that_is_back_is_told_at_once_what_it_refused_before() {
+    let mut world = peer();
+    world.sinks[0].busy.insert(binding("0.0.0.0:80/tcp"));
+    world.claim("a", "0.0.0.0:80/tcp");
+    world.pass(MS * 60_000);
+    world.sinks[0].busy.clear();
+    world.claim("b", "0.0.0.0:81/tcp");
+    world.carry_out(0, Outcome::Restarting);
+    world.answer(0);
+    world.pass(MS * 100);
+    assert_eq!(world.held(0), "0.0.0.0:80/tcp 0.0.0.0:81/tcp");
+    world.quiet();
 }
 
 #[test]

@@ -13,5 +13,7 @@
 )]
 
 mod faults;
+mod model;
 mod scenarios;
+mod sim;
 mod world;

@@ -7,7 +7,8 @@ use rancher_desktop_agent::event::{Event, Report, Source};
 use rancher_desktop_agent::port::Bindings;
 use rancher_desktop_agent::reconciler::{BINDINGS_MAX, Role};
 
-use super::world::{GRACE, Outcome, World, binding, bindings, owner};
+use super::sim::{Outcome, binding, bindings, owner};
+use super::world::{GRACE, World};
 
 const NONE: [&str; 0] = [];
 
@@ -252,8 +253,9 @@ fn claims_over_the_limit_are_refused_with_a_report_and_displace_nothing() {
     world.claim_all("z", tcp(999..1000 + free as u16));
     world.settle();
     assert!(matches!(&world.reports.last().unwrap(), Report::Skipped { count: 1, .. }));
-    assert!(!world.held(0).contains("0.0.0.0:999/tcp"), "refused");
-    assert!(world.held(0).contains(&format!("0.0.0.0:{}/tcp", 999 + free)), "what was held before stays");
+    let held = |port: usize| world.sinks[0].held.contains(&binding(&format!("0.0.0.0:{port}/tcp")));
+    assert!(!held(999), "refused");
+    assert!(held(1000) && held(999 + free), "what was held before stays");
 
     // A snapshot that fits as a whole is not refused because of what it takes away.
     let mut claims = std::collections::BTreeMap::from([(owner("many").key, all)]);

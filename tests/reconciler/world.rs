@@ -1,67 +1,29 @@
 //! A world around the reconciler: simulated sinks, a virtual clock, and what must hold after every single event.
 //!
-//! The sinks do what documents say (or what the test tells them to do instead) and keep what they hold. What they
-//! ought to hold is derived here from nothing but what was published, with the exposure policy written again from the
-//! design's table, so that it cannot share a mistake with the reconciler.
+//! What the sinks ought to hold is derived here from nothing but what was published, with the exposure policy written
+//! again from the design's table, so that it cannot share a mistake with the reconciler.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::num::NonZeroU16;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rancher_desktop_agent::event::{
-    Answer, Command, Document, Event, Failure, FailureKind, ForwardState, Operation, Owner, Report, SinkId, Source,
-    Ticket,
-};
+use rancher_desktop_agent::event::{Command, Document, Event, ForwardState, Operation, Report, SinkId, Source};
 use rancher_desktop_agent::policy::Policy;
-use rancher_desktop_agent::port::{Binding, Bindings, Protocol};
+use rancher_desktop_agent::port::{Binding, Bindings};
 use rancher_desktop_agent::reconciler::ledger::IN_FLIGHT_MAX;
 use rancher_desktop_agent::reconciler::{Reconciler, Role, Settings};
 use rancher_desktop_agent::wire::port_mapping::DOCUMENT_BINDINGS_MAX;
+
+use super::sim::{Outcome, Sim, bindings, format_document, owner, show};
 
 pub const GRACE: Duration = Duration::from_secs(10);
 
 /// Longer than any single wait of the reconciler (5 s), and than two in a row (relay, then peer).
 pub const QUIET: Duration = Duration::from_secs(12);
 
-/// What a sink makes of a document.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// Carries it out, except for what is busy.
-    Done,
-    /// Carries it out, but refuses the bindings whose place in the document has its bit set here.
-    Refuse(u32),
-    /// Carries it out, and does not say so.
-    Applied,
-    /// Loses it, and does not say so.
-    Lost,
-    /// Is not there.
-    Unreachable,
-    /// Is not there, and comes back having lost all it held.
-    Restarting,
-}
-
-/// A simulated sink. Serial, as a sink's thread is: documents and answers keep their order.
-pub struct Sim {
-    role: Role,
-    /// What becomes of documents, unless the test says otherwise for one of them.
-    pub mode: Outcome,
-    pub held: BTreeSet<Binding>,
-    /// Bindings that somebody else holds on the host.
-    pub busy: BTreeSet<Binding>,
-    /// A restart whose reset has not been told yet.
-    pub reset_due: bool,
-    queue: VecDeque<Document>,
-    answers: VecDeque<(Ticket, Answer)>,
-    flying: BTreeMap<Ticket, Document>,
-    /// Every document sent here since the last look: `+owner bindings` or `-owner bindings`.
-    sent: Vec<String>,
-    /// What the reports add up to.
-    told: BTreeMap<Binding, ForwardState>,
-    /// As far as the answers tell, and unless a withdrawal is on its way.
-    carries: BTreeSet<Binding>,
-}
+/// What is asked for: by which published binding, and whose.
+type Asked = BTreeMap<Binding, Vec<(Binding, Arc<str>)>>;
 
 pub struct World {
     pub now: Instant,
@@ -76,31 +38,18 @@ pub struct World {
     published: BTreeMap<Arc<str>, Bindings>,
     lost: Option<Instant>,
     stopping: bool,
-    /// Who asks for which binding, at peers and at the relay: with the binding as published, and the owner.
-    asked: [BTreeMap<Binding, Vec<(Binding, Arc<str>)>>; 2],
+    /// At peers, and at the relay.
+    asked: [Asked; 2],
     last_ticket: u64,
 }
 
 impl World {
     pub fn new(admin: bool, roles: &[Role]) -> World {
         let settings = Settings { policy: Policy { admin }, grace: GRACE, sinks: roles.to_vec() };
-        let sim = |role: &Role| Sim {
-            role: *role,
-            mode: Outcome::Done,
-            held: BTreeSet::new(),
-            busy: BTreeSet::new(),
-            reset_due: false,
-            queue: VecDeque::new(),
-            answers: VecDeque::new(),
-            flying: BTreeMap::new(),
-            sent: Vec::new(),
-            told: BTreeMap::new(),
-            carries: BTreeSet::new(),
-        };
         World {
             now: Instant::now(),
             reconciler: Reconciler::new(settings),
-            sinks: roles.iter().map(sim).collect(),
+            sinks: roles.iter().copied().map(Sim::new).collect(),
             reports: Vec::new(),
             documents: 0,
             keep_log: true,
@@ -364,67 +313,6 @@ impl World {
     }
 }
 
-impl Sim {
-    fn carry_out(&mut self, document: &Document, outcome: Outcome) -> Answer {
-        let refused = match outcome {
-            Outcome::Done | Outcome::Applied => 0,
-            Outcome::Refuse(places) => places,
-            Outcome::Lost => return Answer::Uncertain("reset".into()),
-            Outcome::Unreachable => return Answer::Unreachable("refused".into()),
-            Outcome::Restarting => {
-                self.held.clear();
-                return Answer::Unreachable("refused".into());
-            }
-        };
-        let mut failed = Vec::new();
-        for (place, binding) in document.bindings.keys().enumerate() {
-            let refuse = place < 32 && refused >> place & 1 == 1;
-            let kind = match document.operation {
-                // What is held already is announced again without harm.
-                Operation::Announce if self.held.contains(binding) => continue,
-                Operation::Announce if self.busy.contains(binding) => FailureKind::Conflict,
-                Operation::Announce | Operation::Withdraw if refuse => FailureKind::Failed,
-                Operation::Announce => {
-                    self.held.insert(*binding);
-                    continue;
-                }
-                Operation::Withdraw => {
-                    self.held.remove(binding);
-                    continue;
-                }
-            };
-            failed.push((*binding, Failure { kind, reason: format!("{kind:?}") }));
-        }
-        match outcome {
-            Outcome::Applied => Answer::Uncertain("reset".into()),
-            _ => Answer::Done { failed },
-        }
-    }
-
-    /// What an answer tells of what this sink carries.
-    fn note(&mut self, ticket: Ticket, answer: &Answer) {
-        let Some(document) = self.flying.remove(&ticket) else { return };
-        for binding in document.bindings.keys() {
-            let carries = match (answer, document.operation) {
-                (Answer::Done { failed }, Operation::Announce) => !failed.iter().any(|(b, _)| b == binding),
-                (Answer::Done { failed }, Operation::Withdraw) => failed.iter().any(|(b, _)| b == binding),
-                (Answer::Uncertain(_), _) | (Answer::Unreachable(_), Operation::Withdraw) => true,
-                (Answer::Unreachable(_), Operation::Announce) => self.carries.contains(binding),
-            };
-            if carries {
-                self.carries.insert(*binding);
-            } else {
-                self.carries.remove(binding);
-            }
-        }
-    }
-
-    /// The peer restarts, and holds nothing.
-    pub fn restart(&mut self) {
-        self.held.clear();
-    }
-}
-
 /// The design's exposure table.
 fn exposed(admin: bool, published: Binding) -> Binding {
     let host_ip = match published.host_ip {
@@ -435,33 +323,4 @@ fn exposed(admin: bool, published: Binding) -> Binding {
         IpAddr::V6(_) => Ipv6Addr::from(1).into(),
     };
     Binding { host_ip, ..published }
-}
-
-pub fn owner(key: &str) -> Owner {
-    Owner { source: Source::Docker, key: key.into() }
-}
-
-/// `0.0.0.0:80/tcp`.
-pub fn binding(text: &str) -> Binding {
-    let (addr, protocol) = text.split_once('/').unwrap();
-    let addr: SocketAddr = addr.parse().unwrap();
-    let host_port = NonZeroU16::new(addr.port()).unwrap();
-    Binding { protocol: Protocol::parse(protocol).unwrap(), host_ip: addr.ip(), host_port }
-}
-
-/// Bindings with spaces between them.
-pub fn bindings(text: &str) -> Bindings {
-    text.split_whitespace().map(|word| (binding(word), binding(word).host_port)).collect()
-}
-
-fn show<'a>(bindings: impl IntoIterator<Item = &'a Binding>) -> String {
-    bindings.into_iter().map(Binding::to_string).collect::<Vec<_>>().join(" ")
-}
-
-fn format_document(document: &Document) -> String {
-    let sign = match document.operation {
-        Operation::Announce => '+',
-        Operation::Withdraw => '-',
-    };
-    format!("{sign}{} {}", document.owner.key, show(document.bindings.keys()))
 }
