@@ -147,12 +147,17 @@ impl Reconciler {
     fn snapshot(&mut self, source: Source, mut claims: BTreeMap<Arc<str>, Bindings>, out: &mut Vec<Command>) {
         self.lost.remove(&source);
         self.source_problem(source, None, out);
+        let mut changes: Vec<(Owner, Bindings)> = Vec::new();
         for owner in self.owners_of(source) {
             let bindings = claims.remove(&owner.key).unwrap_or_default();
-            self.claim(owner, bindings, out);
+            changes.push((owner, bindings));
         }
-        for (key, bindings) in claims {
-            self.claim(Owner { source, key }, bindings, out);
+        changes.extend(claims.into_iter().map(|(key, bindings)| (Owner { source, key }, bindings)));
+        // What shrinks first: a view that fits as a whole must not be refused on the way to it.
+        let grows = |(owner, new): &(Owner, Bindings)| self.claims.get(owner).map_or(0, Bindings::len) < new.len();
+        let (growing, rest): (Vec<_>, Vec<_>) = changes.into_iter().partition(grows);
+        for (owner, bindings) in rest.into_iter().chain(growing) {
+            self.claim(owner, bindings, out);
         }
     }
 
@@ -179,7 +184,10 @@ impl Reconciler {
         let room = BINDINGS_MAX - self.claimed;
         if bindings.len() > room {
             let reason = format!("{owner} claims {} bindings, room is left for {room}", bindings.len());
-            bindings = bindings.into_iter().take(room).collect();
+            // What is claimed already stays.
+            let (kept, new): (Bindings, Bindings) = bindings.into_iter().partition(|(b, _)| before.contains_key(b));
+            let free = room - kept.len();
+            bindings = kept.into_iter().chain(new.into_iter().take(free)).collect();
             self.skip(owner.source, reason, out);
         }
         self.claimed += bindings.len();
@@ -201,11 +209,12 @@ impl Reconciler {
             Some(claimant) => claimant.container_port = container_port,
             None => claimants.push(Claimant { owner: owner.clone(), container_port }),
         }
+        let oldest = claimants.first().cloned();
         if first && self.policy.narrows(binding) {
             let exposed = self.policy.expose(binding);
             out.push(Command::Report(Report::Narrowed { owner: owner.clone(), published: binding, exposed }));
         }
-        self.touch(binding);
+        self.spread(binding, oldest.as_ref());
     }
 
     fn release(&mut self, owner: &Owner, binding: Binding) {
@@ -220,7 +229,11 @@ impl Reconciler {
 
     /// Tells every ledger whether this published binding asks for a forward there.
     fn touch(&mut self, published: Binding) {
-        let claimant = self.claimants.get(&published).and_then(|claimants| claimants.first()).cloned();
+        let oldest = self.claimants.get(&published).and_then(|claimants| claimants.first()).cloned();
+        self.spread(published, oldest.as_ref());
+    }
+
+    fn spread(&mut self, published: Binding, oldest: Option<&Claimant>) {
         let relayed = published.host_ip.is_unspecified()
             || self.relay.and_then(|i| self.ledgers.get(i)).is_none_or(|relay| relay.holds(published));
         for (role, ledger) in self.roles.iter().zip(&mut self.ledgers) {
@@ -228,7 +241,7 @@ impl Reconciler {
                 Role::Peer => (self.policy.expose(published), relayed),
                 Role::Relay => (published, !published.host_ip.is_unspecified()),
             };
-            match &claimant {
+            match oldest {
                 Some(c) if possible => ledger.want(exposed, published, &c.owner, c.container_port),
                 Some(_) | None => ledger.unwant(exposed, published),
             }

@@ -16,14 +16,13 @@
 
 #![deny(clippy::wildcard_enum_match_arm)]
 
+mod answers;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroU16;
 use std::time::Instant;
 
-use crate::backoff::wait_after;
-use crate::event::{
-    Answer, Command, Document, Failure, FailureKind, ForwardState, Operation, Owner, Report, SinkId, Ticket,
-};
+use crate::event::{Command, Document, ForwardState, Operation, Owner, Report, SinkId, Ticket};
 use crate::port::{Binding, Bindings};
 use crate::wire::port_mapping::DOCUMENT_BINDINGS_MAX;
 
@@ -39,15 +38,24 @@ enum Held {
     Maybe,
 }
 
+/// A published binding that asks for a forward.
+#[derive(Debug)]
+struct Ask {
+    published: Binding,
+    owner: Owner,
+    container_port: NonZeroU16,
+}
+
 #[derive(Debug)]
 struct Forward {
-    /// The published bindings that ask for this forward; none: it is to go.
-    published: Vec<Binding>,
-    /// Whose documents carry it.
+    /// Oldest first; none: the forward is to go.
+    asks: Vec<Ask>,
+    /// Whose documents carry it: the owner of the first ask, the last one known if there is none.
     owner: Owner,
     container_port: NonZeroU16,
     held: Held,
-    flying: bool,
+    /// What the document on its way does to it.
+    flying: Option<Operation>,
     /// Refused by the peer: not to be tried again before then.
     wait: Option<(Operation, Instant)>,
     failures: u32,
@@ -55,9 +63,16 @@ struct Forward {
 }
 
 impl Forward {
+    /// After its asks have changed: the owner that it leaves for that of the first ask.
+    fn follow_first(&mut self) -> Option<Owner> {
+        let first = self.asks.first()?;
+        self.container_port = first.container_port;
+        (self.owner != first.owner).then(|| std::mem::replace(&mut self.owner, first.owner.clone()))
+    }
+
     /// What has to be sent for it, if anything.
     fn operation(&self, stopping: bool) -> Option<Operation> {
-        let wanted = !self.published.is_empty() && !stopping;
+        let wanted = !self.asks.is_empty() && !stopping;
         match (wanted, self.held) {
             (true, Held::Yes) | (false, Held::No) => None,
             (true, Held::No | Held::Maybe) => Some(Operation::Announce),
@@ -114,6 +129,8 @@ pub struct Ledger {
     timers: BTreeSet<(Instant, Timer)>,
     peer: Peer,
     stopping: bool,
+    /// Of forwards that went without a document, until the next pump.
+    reports: Vec<Command>,
 }
 
 impl Ledger {
@@ -128,30 +145,29 @@ impl Ledger {
             timers: BTreeSet::new(),
             peer: Peer::Reachable,
             stopping: false,
+            reports: Vec::new(),
         }
     }
 
     /// `published` asks for the forward `exposed`, on behalf of `owner`.
     pub fn want(&mut self, exposed: Binding, published: Binding, owner: &Owner, container_port: NonZeroU16) {
         let forward = self.forwards.entry(exposed).or_insert_with(|| Forward {
-            published: Vec::with_capacity(1),
+            asks: Vec::with_capacity(1),
             owner: owner.clone(),
             container_port,
             held: Held::No,
-            flying: false,
+            flying: None,
             wait: None,
             failures: 0,
             told: None,
         });
-        if !forward.published.contains(&published) {
-            forward.published.push(published);
+        let ask = Ask { published, owner: owner.clone(), container_port };
+        match forward.asks.iter_mut().find(|ask| ask.published == published) {
+            Some(known) => *known = ask,
+            None => forward.asks.push(ask),
         }
-        if forward.published.first() == Some(&published) {
-            forward.container_port = container_port;
-            if forward.owner != *owner {
-                let before = std::mem::replace(&mut forward.owner, owner.clone());
-                self.unready(&before, exposed);
-            }
+        if let Some(before) = forward.follow_first() {
+            self.unready(&before, exposed);
         }
         self.refresh(exposed);
     }
@@ -159,14 +175,17 @@ impl Ledger {
     /// `published` no longer asks for the forward `exposed`.
     pub fn unwant(&mut self, exposed: Binding, published: Binding) {
         if let Some(forward) = self.forwards.get_mut(&exposed) {
-            forward.published.retain(|p| *p != published);
+            forward.asks.retain(|ask| ask.published != published);
+            if let Some(before) = forward.follow_first() {
+                self.unready(&before, exposed);
+            }
             self.refresh(exposed);
         }
     }
 
-    /// Whether the peer has the forward, or may have it.
+    /// Whether the peer has the forward, or may have it, and is not just being told to give it up.
     pub fn holds(&self, exposed: Binding) -> bool {
-        self.forwards.get(&exposed).is_some_and(|f| f.held != Held::No)
+        self.forwards.get(&exposed).is_some_and(|f| f.held != Held::No && f.flying != Some(Operation::Withdraw))
     }
 
     /// Everything is to be withdrawn, at once and for good.
@@ -200,107 +219,10 @@ impl Ledger {
         }
     }
 
-    /// Takes the answer to a document. Returns the bindings it was about.
-    pub fn answer(&mut self, ticket: Ticket, answer: Answer, now: Instant, out: &mut Vec<Command>) -> Vec<Binding> {
-        let Some(flight) = self.in_flight.remove(&ticket) else { return Vec::new() };
-        if let Some(lane) = self.lanes.get_mut(&flight.owner) {
-            lane.flying = false;
-        }
-        match answer {
-            Answer::Done { failed } => self.done(&flight, failed.into_iter().collect(), now, out),
-            Answer::Uncertain(reason) => self.uncertain(&flight, &reason, now, out),
-            Answer::Unreachable(reason) => self.unreachable(&flight, reason, now, out),
-        }
-        self.settle_lane(&flight.owner);
-        flight.bindings
-    }
-
-    fn done(&mut self, flight: &Flight, failed: BTreeMap<Binding, Failure>, now: Instant, out: &mut Vec<Command>) {
-        if self.peer != Peer::Reachable {
-            self.peer = Peer::Reachable;
-            out.push(Command::Report(Report::Peer { sink: self.id, problem: None }));
-            self.forget();
-            self.retry_all(now);
-        }
-        if let Some(lane) = self.lanes.get_mut(&flight.owner) {
-            lane.failures = 0;
-        }
-        for binding in &flight.bindings {
-            let Some(forward) = self.forwards.get_mut(binding) else { continue };
-            forward.flying = false;
-            let state = match (failed.get(binding), flight.operation) {
-                (Some(failure), operation) => {
-                    forward.held = match operation {
-                        Operation::Announce => Held::No,
-                        Operation::Withdraw => Held::Maybe,
-                    };
-                    forward.failures = forward.failures.saturating_add(1);
-                    let until = now + wait_after(forward.failures);
-                    forward.wait = Some((operation, until));
-                    self.timers.insert((until, Timer::Forward(*binding)));
-                    ForwardState::Failing(failure.clone())
-                }
-                (None, operation) => {
-                    forward.failures = 0;
-                    match operation {
-                        Operation::Announce => {
-                            forward.held = if flight.stale { Held::Maybe } else { Held::Yes };
-                            ForwardState::Forwarding
-                        }
-                        Operation::Withdraw => {
-                            forward.held = Held::No;
-                            ForwardState::Withdrawn
-                        }
-                    }
-                }
-            };
-            tell(self.id, forward, *binding, state, out);
-            self.refresh(*binding);
-        }
-    }
-
-    fn uncertain(&mut self, flight: &Flight, reason: &str, now: Instant, out: &mut Vec<Command>) {
-        if let Some(lane) = self.lanes.get_mut(&flight.owner) {
-            lane.failures = lane.failures.saturating_add(1);
-            let until = now + wait_after(lane.failures);
-            lane.wait = Some(until);
-            self.timers.insert((until, Timer::Lane(flight.owner.clone())));
-        }
-        for binding in &flight.bindings {
-            let Some(forward) = self.forwards.get_mut(binding) else { continue };
-            forward.flying = false;
-            forward.held = Held::Maybe;
-            let failure = Failure { kind: FailureKind::Failed, reason: reason.to_owned() };
-            tell(self.id, forward, *binding, ForwardState::Failing(failure), out);
-            self.refresh(*binding);
-        }
-    }
-
-    fn unreachable(&mut self, flight: &Flight, reason: String, now: Instant, out: &mut Vec<Command>) {
-        let (failures, until, news) = match &self.peer {
-            Peer::Reachable => (1, now + wait_after(1), true),
-            // One probe failed, not each of the documents that were on their way with it.
-            Peer::Unreachable { failures, until, reason: last } if now < *until => (*failures, *until, *last != reason),
-            Peer::Unreachable { failures, reason: last, .. } => {
-                let failures = failures.saturating_add(1);
-                (failures, now + wait_after(failures), *last != reason)
-            }
-        };
-        if news {
-            out.push(Command::Report(Report::Peer { sink: self.id, problem: Some(reason.clone()) }));
-        }
-        self.peer = Peer::Unreachable { failures, until, reason };
-        for binding in &flight.bindings {
-            if let Some(forward) = self.forwards.get_mut(binding) {
-                forward.flying = false;
-                self.refresh(*binding);
-            }
-        }
-    }
-
     /// Sends what is due, as far as the window allows.
     pub fn pump(&mut self, now: Instant, next_ticket: &mut u64, out: &mut Vec<Command>) {
         self.expire_timers(now);
+        out.append(&mut self.reports);
         while self.in_flight.len() < IN_FLIGHT_MAX {
             if let Peer::Unreachable { until, .. } = &self.peer
                 && (now < *until || !self.in_flight.is_empty())
@@ -344,7 +266,7 @@ impl Ledger {
         for binding in bindings.keys() {
             lane.ready.remove(binding);
             if let Some(forward) = self.forwards.get_mut(binding) {
-                forward.flying = true;
+                forward.flying = Some(operation);
             }
         }
         Some((operation, bindings))
@@ -373,7 +295,7 @@ impl Ledger {
     /// Puts a forward where it belongs after a change: into its owner's lane, at rest, or away.
     fn refresh(&mut self, binding: Binding) {
         let Some(forward) = self.forwards.get_mut(&binding) else { return };
-        if forward.flying {
+        if forward.flying.is_some() {
             return;
         }
         let operation = forward.operation(self.stopping);
@@ -385,14 +307,21 @@ impl Ledger {
             forward.failures = 0;
             self.timers.remove(&(until, Timer::Forward(binding)));
         }
-        let owner = forward.owner.clone();
         match operation {
             Some(_) => {
-                self.lanes.entry(owner.clone()).or_default().ready.insert(binding);
-                self.settle_lane(&owner);
+                let lane = self.lanes.entry(forward.owner.clone()).or_default();
+                lane.ready.insert(binding);
+                if lane.idle() {
+                    lane.queued = true;
+                    self.queue.push_back(forward.owner.clone());
+                }
             }
             None => {
+                let owner = forward.owner.clone();
                 if forward.held == Held::No {
+                    if forward.told.is_some() {
+                        tell(self.id, forward, binding, ForwardState::Withdrawn, &mut self.reports);
+                    }
                     self.forwards.remove(&binding);
                 }
                 self.unready(&owner, binding);
@@ -429,22 +358,29 @@ impl Ledger {
         }
     }
 
-    /// Every wait ends now.
+    /// Every wait ends now, and the next ones are short again.
     fn retry_all(&mut self, now: Instant) {
-        if let Peer::Unreachable { until, .. } = &mut self.peer {
+        if let Peer::Unreachable { until, failures, .. } = &mut self.peer {
             *until = now;
+            *failures = 0;
         }
         self.timers.clear();
         for forward in self.forwards.values_mut() {
             forward.wait = None;
+            forward.failures = 0;
         }
         let owners: Vec<Owner> = self.lanes.keys().cloned().collect();
         for owner in owners {
             if let Some(lane) = self.lanes.get_mut(&owner) {
                 lane.wait = None;
+                lane.failures = 0;
                 self.settle_lane(&owner);
             }
         }
+        self.refresh_all();
+    }
+
+    fn refresh_all(&mut self) {
         let bindings: Vec<Binding> = self.forwards.keys().copied().collect();
         for binding in bindings {
             self.refresh(binding);
