@@ -22,6 +22,21 @@ impl Cidr {
         (prefix <= bits).then_some(Cidr { ip, prefix })
     }
 
+    /// The address it was written with.
+    pub fn ip(&self) -> IpAddr {
+        self.ip
+    }
+
+    /// How many first bits its addresses share.
+    pub fn prefix(&self) -> u8 {
+        self.prefix
+    }
+
+    /// Whether it is one address only.
+    pub fn is_single(&self) -> bool {
+        self.prefix == if self.ip.is_ipv4() { 32 } else { 128 }
+    }
+
     /// Whether an address is in the range. Never across families.
     pub fn contains(&self, ip: IpAddr) -> bool {
         // Shifting by all bits is not defined, hence the checked shift: a prefix of 0 holds everything.

@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use rancher_desktop_agent::host::config::{self, Action, USAGE};
-use rancher_desktop_agent::host::{diagnostics, run};
+use rancher_desktop_agent::host::run;
+use rancher_desktop_agent::logging;
 
 const NAME: &str = "rancher-desktop-hostagent";
 const FAILED: u8 = 1;
@@ -20,7 +21,10 @@ fn main() -> ExitCode {
             return ExitCode::from(BAD_USAGE);
         }
     };
-    diagnostics::start(config.log_format, config.debug);
+    if let Err(error) = logging::start(config.log_format, config.debug) {
+        eprintln!("{NAME}: {error}");
+        return ExitCode::from(FAILED);
+    }
     match run::run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

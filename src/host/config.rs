@@ -6,7 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::flags::{Flag, FlagError, Parsed, Section, Takes, Usage};
-use crate::host::policy::{ALLOW_DEFAULT, Policy};
+use crate::host::policy::{ALLOW_DEFAULT, Policy, parse_cidr};
+use crate::logging::Format;
 
 /// The vsock port that documents are sent to, and the suffix of a hypervisor's socket for it.
 pub const DOCUMENTS_PORT: u32 = 17381;
@@ -135,15 +136,6 @@ impl fmt::Display for Listen {
     }
 }
 
-/// The format of the messages on stderr.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
 /// A good command line.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -158,7 +150,7 @@ pub struct Config {
     /// Ports open, or waiting to be, at once.
     pub ports_max: usize,
     /// The format of the messages on stderr.
-    pub log_format: LogFormat,
+    pub log_format: Format,
     /// Whether to say more.
     pub debug: bool,
 }
@@ -235,11 +227,8 @@ fn config(parsed: &Parsed) -> Result<Config, UsageError> {
     if guest_cid.is_some() && !listen.iter().any(|l| matches!(l, Listen::Vsock { .. })) {
         return Err(UsageError::CidWithoutVsock);
     }
-    let log_format = one(parsed, "log-format", |text| match text {
-        "text" => Ok(LogFormat::Text),
-        "json" => Ok(LogFormat::Json),
-        _ => Err("use text or json".to_owned()),
-    })?;
+    let log_format =
+        one(parsed, "log-format", |text| Format::parse(text).ok_or_else(|| "use text or json".to_owned()))?;
     let ports_max = one(parsed, "ports-max", |text| {
         let number = text.parse().ok().filter(|n| (1..=65_535).contains(n));
         number.ok_or_else(|| "use a number from 1 to 65535".to_owned())
@@ -250,7 +239,7 @@ fn config(parsed: &Parsed) -> Result<Config, UsageError> {
         guest_cid,
         policy: policy(parsed)?,
         ports_max: ports_max.unwrap_or(1),
-        log_format: log_format.unwrap_or(LogFormat::Text),
+        log_format: log_format.unwrap_or_default(),
         debug: parsed.on("debug"),
     })
 }
@@ -260,7 +249,7 @@ fn policy(parsed: &Parsed) -> Result<Policy, UsageError> {
     if allow.is_empty() {
         allow.extend(ALLOW_DEFAULT.iter().filter_map(|rule| rule.parse().ok()));
     }
-    let mut policy = Policy { allow, connect: each(parsed, "connect", str::parse)?, ..Policy::default() };
+    let mut policy = Policy { allow, connect: each(parsed, "connect", parse_cidr)?, ..Policy::default() };
     for text in parsed.values("connect-address") {
         let bad = |reason: &str| FlagError::bad_value("connect-address", text, reason);
         let taken = match text.parse().map_err(|_| bad("not an IP address"))? {
@@ -352,7 +341,7 @@ mod tests {
     fn defaults() {
         let config = run("--uds /v").unwrap();
         assert_eq!(config.policy.allow.len(), 2);
-        assert_eq!((config.ports_max, config.log_format, config.debug), (16384, LogFormat::Text, false));
+        assert_eq!((config.ports_max, config.log_format, config.debug), (16384, Format::Text, false));
         assert!(config.policy.connect.is_empty() && config.policy.connect_v4.is_none() && config.guest_cid.is_none());
     }
 

@@ -9,7 +9,6 @@
 //! memory, descriptors or the log, and nothing it sends is printed raw.
 
 pub mod config;
-pub mod diagnostics;
 pub mod documents;
 pub mod forwards;
 pub mod handshake;

