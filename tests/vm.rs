@@ -22,7 +22,7 @@ use documents::Documents;
 use machine::Machine;
 
 /// For what takes a second or two on an idle machine.
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 /// dockerd's start, and each of docker's commands: slow without KVM.
 const LATER: Duration = Duration::from_secs(120);
 
@@ -96,6 +96,7 @@ fn the_service_in_a_guest_keeps_the_host_informed() {
     assert_eq!(agent_pid(&mut guest), None);
 
     wrong_settings_fail_the_start(&mut guest);
+    the_host_end_takes_documents_over_vsock(&mut guest);
 }
 
 fn start_docker(guest: &mut Machine) {
@@ -176,4 +177,43 @@ fn wrong_settings_fail_the_start(guest: &mut Machine) {
         assert!(!supervised(guest), "{settings:?}");
     }
     assert_ne!(guest.sh("ls /run/executed", SOON).status, 0, "a setting was executed");
+}
+
+/// `rancher-desktop-hostagent` on vsock. It runs in the guest too, in the network namespace that is the guest's gateway,
+/// and documents reach it through vsock_loopback: a sender on the same machine has CID 1.
+fn the_host_end_takes_documents_over_vsock(guest: &mut Machine) {
+    const NC: &str = "ip netns exec host timeout 5 nc 127.0.0.1";
+    configure(guest, &["GUESTAGENT_DOCKER=true", "GUESTAGENT_ARGS=\"--sink vsock://1:17999\""]);
+
+    // Another guest than that of --guest-cid: its documents are not read.
+    start_host_end(guest, "--listen vsock://17999 --guest-cid 4");
+    guest.ok(START, SOON);
+    guest.ok("until grep 'guest 1 was refused' /var/log/hostagent.log; do sleep 0.1; done", SOON);
+    guest.ok(STOP, SOON);
+    stop_host_end(guest);
+    assert_eq!(guest.ok("cat /tmp/hostagent.out", SOON), "");
+
+    start_host_end(guest, "--listen vsock://17999");
+    guest.ok(START, SOON);
+    for (port, name) in [(8080, "early"), (9090, "late")] {
+        // The second is published on the guest's loopback, which the agent's relay makes reachable for the gateway.
+        let read = format!("{NC} {port}");
+        guest.ok(&format!("until [ \"$({read})\" = 'from {name}' ]; do sleep 0.1; done"), SOON);
+    }
+    guest.ok(STOP, SOON);
+    for port in [8080, 9090] {
+        guest.ok(&format!("while {NC} {port}; do sleep 0.1; done"), SOON);
+    }
+    stop_host_end(guest);
+}
+
+fn start_host_end(guest: &mut Machine, args: &str) {
+    let run = format!("ip netns exec host rancher-desktop-hostagent {args}");
+    guest.ok(&format!("{run} >/tmp/hostagent.out 2>/var/log/hostagent.log &"), SOON);
+    guest.ok("until grep ready /var/log/hostagent.log; do sleep 0.1; done", SOON);
+}
+
+fn stop_host_end(guest: &mut Machine) {
+    guest.ok("kill $(pidof rancher-desktop-hostagent)", SOON);
+    guest.ok("while pidof rancher-desktop-hostagent; do sleep 0.1; done", SOON);
 }
