@@ -40,10 +40,12 @@ else
     'unsigned long _Unwind_GetIP(void *c) { (void)c; return 0; }' |
     musl-gcc -Os -x c -c -o "$unwind/unwind.o" -
   ar rcs "$unwind/libunwind.a" "$unwind/unwind.o"
-  flag -C link-self-contained=no -L "native=$unwind" --remap-path-prefix "/usr/lib/rustlib/src/rust=/rust"
+  flag -C link-self-contained=no -L "native=$unwind"
   export RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_LINKER=musl-gcc
   set -- -Z build-std=std,panic_abort -Z build-std-features=optimize_for_size --locked "$@"
 fi
+# The standard library's own paths: rustc names its source where that is installed (rustup's component rust-src).
+flag --remap-path-prefix "$("${RUSTC:-rustc}" --print sysroot)/lib/rustlib/src/rust=/rust"
 export CARGO_ENCODED_RUSTFLAGS="$flags"
 echo "musl: with $way"
 cargo build --release --target "$TARGET" "$@"
