@@ -37,7 +37,7 @@ const RELAY_LIMITS: Limits = Limits {
 };
 
 /// Descriptors of one relayed connection: two sockets and two pipes.
-const CONNECTION_FDS: u64 = 6;
+const CONNECTION_FDS: usize = 6;
 
 /// Why the agent could not start.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ pub struct Agent {
 
 impl Agent {
     /// Starts sinks, then sources. `files_max` is the limit on open descriptors.
-    pub fn start(config: &Config, files_max: u64) -> Result<Agent, StartError> {
+    pub fn start(config: &Config, files_max: usize) -> Result<Agent, StartError> {
         let (sender, events) = sync_channel(EVENTS_MAX);
         let mut agent = Agent {
             events,
@@ -90,7 +90,7 @@ impl Agent {
         self.sender.clone()
     }
 
-    fn start_sinks(&mut self, config: &Config, files_max: u64) -> Result<(), StartError> {
+    fn start_sinks(&mut self, config: &Config, files_max: usize) -> Result<(), StartError> {
         for sink in &config.sinks {
             let worker: Box<dyn Sink> = match sink {
                 SinkConfig::Stdout => Box::new(Stdout),
@@ -99,7 +99,7 @@ impl Agent {
             self.start_sink(sink.to_string(), worker)?;
         }
         if needs_relay(config) {
-            let half = usize::try_from(files_max / 2 / CONNECTION_FDS).unwrap_or(usize::MAX).max(1);
+            let half = (files_max / 2 / CONNECTION_FDS).max(1);
             let limits = Limits { connections_max: RELAY_LIMITS.connections_max.min(half), ..RELAY_LIMITS };
             let relay = RelaySink::start(config.interface.clone(), config.relay_peers.clone(), limits);
             self.start_sink("relay".into(), Box::new(relay.map_err(starting("the relay"))?))?;

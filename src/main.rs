@@ -6,10 +6,10 @@ use std::sync::mpsc::SyncSender;
 use std::thread::Builder;
 
 use caps::Capability;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use rancher_desktop_agent::agent::{Agent, needs_relay};
-use rancher_desktop_agent::config::{self, Config, USAGE, Wish};
+use rancher_desktop_agent::config::usage::USAGE;
+use rancher_desktop_agent::config::{self, Config, Wish};
 use rancher_desktop_agent::event::Event;
 use rancher_desktop_agent::supervisor::STACK_BYTES;
 use rancher_desktop_agent::{logging, privileges};
@@ -64,18 +64,11 @@ fn run(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
     signals.thread_block()?;
     let keep: &[Capability] = if needs_relay(config) { &[Capability::CAP_NET_BIND_SERVICE] } else { &[] };
     privileges::drop_to(keep)?;
-    let agent = Agent::start(config, raise_file_limit()?)?;
+    let agent = Agent::start(config, privileges::raise_file_limit()?)?;
     watch_signals(signals, agent.sender())?;
     log::info!("started version={} {}", env!("CARGO_PKG_VERSION"), summary(config));
     agent.run();
     Ok(())
-}
-
-/// Every listener, connection and flow of the relay is a descriptor: takes as many as are allowed.
-fn raise_file_limit() -> nix::Result<u64> {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
-    Ok(hard)
 }
 
 /// The first signal asks for a shutdown, the second ends the process at once. The thread lives as long as the process.

@@ -1,4 +1,5 @@
-//! Giving up what a process no longer needs, once its sockets are open.
+//! What a process may do: gives up the privileges it no longer needs once its sockets are open, and takes all the
+//! descriptors it is allowed.
 //!
 //! Capabilities belong to threads: this must run before any other thread is started. Never gives anything back.
 
@@ -6,6 +7,7 @@ use std::fmt;
 
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::sys::prctl;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// A step of [`drop_to`] that the kernel refused.
 #[derive(Debug)]
@@ -44,6 +46,13 @@ pub fn drop_to(keep: &[Capability]) -> Result<(), PrivilegeError> {
     caps::set(None, CapSet::Effective, &kept).map_err(failed("shrink the effective set"))?;
     caps::set(None, CapSet::Permitted, &kept).map_err(failed("shrink the permitted set"))?;
     caps::clear(None, CapSet::Inheritable).map_err(failed("clear the inheritable set"))
+}
+
+/// Raises the limit on open descriptors as far as it may go, and returns it: each listener, connection and flow is one.
+pub fn raise_file_limit() -> nix::Result<usize> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok(usize::try_from(hard).unwrap_or(usize::MAX))
 }
 
 #[cfg(test)]

@@ -203,6 +203,35 @@ fn s27_families_keep_their_own_ports() {
     receiver.wait_held(&["0.0.0.0:49153/tcp", "[::]:49154/tcp"]);
 }
 
+/// The host end of the crate, which may connect to this machine.
+fn host_end(dir: &TempDir) -> Agent {
+    let url = format!("unix://{}", dir.join("host").display());
+    Agent::host(None, &["--listen", &url, "--connect-address", "127.0.0.2"])
+}
+
+#[test]
+fn s02_host_end_restarted_while_nothing_changes_is_told_again() {
+    let (engine, dir) = (EngineStub::new(), TempDir::new());
+    let host = host_end(&dir);
+    let url = format!("unix://{}", dir.join("host").display());
+    let agent = Agent::start(None, &engine.socket(), &["--sink", &url, "--connect-interface", "lo"]);
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    engine.start(&id(1), ports(&[("80/tcp", "127.0.0.1", &port)]));
+    let opened = |host: &Agent| {
+        eventually("the port is opened", || match host.out() {
+            out if out.contains("opened") && out.contains(&port) => Ok(()),
+            out => Err((out, host.log())),
+        });
+    };
+    opened(&host);
+    assert_eq!(host.stop(), Some(0));
+    // Nothing happens in the guest: only the heartbeat can find out.
+    let host = host_end(&dir);
+    opened(&host);
+    agent.wait_log("the host end has restarted");
+    assert!(!agent.log().contains("unreachable"), "{}", agent.log());
+}
+
 /// Fills a listener's queue: from then on the kernel drops what is sent to connect, as a firewall would.
 fn black_hole() -> (TcpListener, Vec<TcpStream>, String) {
     use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, socket};

@@ -8,9 +8,8 @@ use std::path::PathBuf;
 use crate::flags::{Flag, FlagError, Parsed, Section, Takes, Usage};
 use crate::host::policy::{ALLOW_DEFAULT, Policy, parse_cidr};
 use crate::logging::Format;
+use crate::wire::vtunnel::DOCUMENTS_PORT;
 
-/// The vsock port that documents are sent to, and the suffix of a hypervisor's socket for it.
-pub const DOCUMENTS_PORT: u32 = 17381;
 /// The longest path that a unix socket can have on Linux, in bytes.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// `VMADDR_CID_ANY`: a listener that takes connections to any CID of this machine.

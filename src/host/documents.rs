@@ -2,16 +2,18 @@
 //!
 //! One thread waits for all sockets, all open connections and the next thing to be tried again. A connection brings one
 //! document, which ends at a newline or at the end of the stream, whichever comes first (a hypervisor may not pass on
-//! the latter). It is acted on, then the connection is closed: the agent takes the close as an acknowledgement.
+//! the latter). It is acted on and answered with this process's [`session`], then the connection is closed: the agent
+//! takes the close as an acknowledgement.
 //!
 //! Limits: [`CONNECTIONS_MAX`] connections (more wait in the kernel), [`DOCUMENT_BYTES_MAX`] bytes and
 //! [`DOCUMENT_TIMEOUT`] each. A peer that is slow, silent or talks nonsense costs others nothing but its place.
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -21,6 +23,7 @@ use crate::host::report::Reporter;
 use crate::host::sockets::{Accepted, DocumentSocket};
 use crate::wire::port_mapping::DOCUMENT_BYTES_MAX;
 use crate::wire::port_mapping_decode::decode;
+use crate::wire::session;
 
 /// Connections that are read from at once.
 pub const CONNECTIONS_MAX: usize = 64;
@@ -50,6 +53,8 @@ pub struct Documents<H> {
     /// Connections that sent nothing at all.
     silent: u64,
     scratch: Vec<u8>,
+    /// The answer to every document.
+    session: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -82,6 +87,8 @@ impl<H: Host> Documents<H> {
             warnings: Quota::new(WARNINGS_MAX, WARNINGS_PERIOD),
             silent: 0,
             scratch: vec![0; READ_BYTES],
+            // No other process had this number at this moment.
+            session: session::encode(&format!("{}-{}", std::process::id(), Timestamp::now().as_nanosecond())),
         }
     }
 
@@ -188,7 +195,12 @@ impl<H: Host> Documents<H> {
                     let bytes = connection.document.len();
                     self.warn(now, &format!("a document was not complete in time, after {bytes} bytes"));
                 }
-                Progress::Complete => self.act(&connection.document, now),
+                Progress::Complete => {
+                    if self.act(&connection.document, now) {
+                        // An agent of somebody else's may have closed already, and never reads it.
+                        let _ = connection.stream.write(&self.session);
+                    }
+                }
                 Progress::Silent => self.silent += 1,
                 Progress::Bad(reason) => self.warn(now, &reason),
             }
@@ -196,10 +208,14 @@ impl<H: Host> Documents<H> {
         self.connections = left;
     }
 
-    fn act(&mut self, document: &[u8], now: Instant) {
+    /// Whether it was a document at all.
+    fn act(&mut self, document: &[u8], now: Instant) -> bool {
         let request = match decode(document) {
             Ok(request) => request,
-            Err(error) => return self.warn(now, &format!("a document was refused: {error}")),
+            Err(error) => {
+                self.warn(now, &format!("a document was refused: {error}"));
+                return false;
+            }
         };
         log::debug!("{:?} of {} bindings", request.operation, request.ports.len());
         if request.refused_count > 0 {
@@ -209,6 +225,7 @@ impl<H: Host> Documents<H> {
         let mut changes = Vec::new();
         self.forwards.apply(&request, now, &mut changes);
         changes.iter().for_each(|change| self.reporter.report(change, now));
+        true
     }
 
     fn warn(&mut self, now: Instant, text: &str) {

@@ -15,12 +15,9 @@ use std::time::{Duration, Instant};
 
 use vsock::VsockStream;
 
-use crate::host::sockets::connect_unix;
+use crate::net::connect_unix;
+use crate::wire::vtunnel::{HANDSHAKE_PORT, MAGIC};
 
-/// What the agent answers with.
-pub const MAGIC: &[u8; 50] = b"github.com/rancher-sandbox/rancher-desktop-vtunnel";
-/// The guest's vsock port that it answers on.
-pub const HANDSHAKE_PORT: u32 = 17382;
 /// How often it is tried.
 const TRIES_MAX: u32 = 10;
 /// From one try to the next.
@@ -98,7 +95,8 @@ fn attempt(guest: &Guest) -> io::Result<()> {
     let deadline = Instant::now() + TRY_TIMEOUT;
     match guest {
         Guest::Uds(path) => {
-            let mut stream = UnixStream::from(connect_unix(path, TRY_TIMEOUT)?);
+            let mut stream = connect_unix(path)?;
+            stream.set_write_timeout(Some(TRY_TIMEOUT))?;
             stream.write_all(format!("CONNECT {HANDSHAKE_PORT}\n").as_bytes())?;
             read_ok(&mut stream, deadline)?;
             read_magic(&mut stream, deadline)

@@ -9,7 +9,6 @@ use std::thread;
 use std::time::Duration;
 
 use caps::Capability;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
 
@@ -19,7 +18,7 @@ use crate::host::forwards::Forwards;
 use crate::host::handshake::{Guest, Handshake};
 use crate::host::report::Reporter;
 use crate::host::sockets::DocumentSocket;
-use crate::privileges;
+use crate::privileges::{self, raise_file_limit};
 use crate::relay::{Limits, Relay};
 
 /// TCP connections and UDP flows at once, if there are descriptors for them.
@@ -41,7 +40,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
     signals.thread_block()?;
     // Sockets are for this user only, from the moment they are there.
     umask(Mode::from_bits_truncate(0o177));
-    let descriptors = raise_descriptors()?;
+    let descriptors = raise_file_limit()?;
     let sockets = open_sockets(&config)?;
     privileges::drop_to(&[Capability::CAP_NET_BIND_SERVICE])?;
 
@@ -91,13 +90,6 @@ fn open_sockets(config: &Config) -> Result<Vec<DocumentSocket>, RunError> {
         sockets.push(DocumentSocket::open(listen.clone(), config.guest_cid)?);
     }
     Ok(sockets)
-}
-
-/// Raises the soft limit of descriptors to the hard one, which is returned.
-fn raise_descriptors() -> Result<usize, RunError> {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
-    Ok(usize::try_from(hard).unwrap_or(usize::MAX))
 }
 
 /// Shares the descriptors out: ports get what they may need, but no more than half; flows get the rest.

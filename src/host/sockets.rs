@@ -7,17 +7,15 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
-use nix::sys::time::{TimeVal, TimeValLike as _};
 use vsock::VsockListener;
 
 use crate::host::config::Listen;
+use crate::net::connect_unix;
 
 /// Why a socket could not be opened, and what to do about it.
 #[derive(Debug)]
@@ -168,7 +166,7 @@ fn open_unix(path: &Path) -> Result<Listener, String> {
         Ok(meta) if !meta.file_type().is_socket() => {
             return Err("a file that is not a socket is in the way; move it, or choose another path".to_owned());
         }
-        Ok(_) => match connect_unix(path, Duration::from_secs(1)) {
+        Ok(_) => match connect_unix(path) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 fs::remove_file(path).map_err(|e| format!("cannot remove the socket of a dead process: {e}"))?;
             }
@@ -182,16 +180,6 @@ fn open_unix(path: &Path) -> Result<Listener, String> {
     listener.set_nonblocking(true).map_err(|e| e.to_string())?;
     let id = id_of(path).map_err(|e| e.to_string())?;
     Ok(Listener::Unix { listener, _file: SocketFile { path: path.to_owned(), id } })
-}
-
-/// Connects to a unix socket. Unlike `UnixStream::connect`, waits only so long for room in its backlog, and later
-/// writes wait no longer than that either.
-pub fn connect_unix(path: &Path, timeout: Duration) -> io::Result<OwnedFd> {
-    let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    let millis = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
-    setsockopt(&fd, sockopt::SendTimeout, &TimeVal::milliseconds(millis))?;
-    connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
-    Ok(fd)
 }
 
 #[cfg(test)]

@@ -13,18 +13,13 @@ use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener};
 
 use crate::event::{Event, SinkId};
 use crate::supervisor::{Context, STACK_BYTES, Supervised};
-
-/// The vsock port that the host asks on.
-pub const PORT: u32 = 17382;
-
-/// What is answered.
-pub const MAGIC: &[u8; 50] = b"github.com/rancher-sandbox/rancher-desktop-vtunnel";
+use crate::wire::vtunnel::{HANDSHAKE_PORT, MAGIC};
 
 const WRITE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Answers handshakes in a thread of its own; `sinks` are reset after each.
 pub fn listen(sinks: Vec<SinkId>, context: Context) -> io::Result<Supervised> {
-    let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, PORT)?;
+    let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, HANDSHAKE_PORT)?;
     listener.set_nonblocking(true)?;
     let stop = context.stop.clone();
     let name = "handshake".to_owned();

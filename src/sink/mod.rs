@@ -7,8 +7,9 @@ pub mod stdout;
 pub mod vtunnel;
 
 use std::io;
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use crate::event::{Answer, Document, Event, SinkId};
 use crate::reconciler::ledger::IN_FLIGHT_MAX;
@@ -18,6 +19,19 @@ use crate::supervisor::STACK_BYTES;
 pub trait Sink: Send {
     /// Carries out one document and says what became of it. Doing it twice must be the same as doing it once.
     fn carry_out(&mut self, document: &Document) -> Answer;
+
+    /// How long it may be left without a document before [`Sink::beat`]. `None`: for ever.
+    fn heartbeat(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Looks whether the peer is still there.
+    fn beat(&mut self) {}
+
+    /// Asked after each document and beat: why what the peer holds is not known any more, if that is so.
+    fn take_reset(&mut self) -> Option<String> {
+        None
+    }
 }
 
 /// A sink's thread, and the way to it. Dropping it lets the thread end after what is queued.
@@ -33,10 +47,25 @@ impl Running {
         // The reconciler never has more documents out, so the queue cannot overflow.
         let (queue, documents) = sync_channel::<Document>(IN_FLIGHT_MAX);
         let thread = Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(move || {
-            for document in documents {
-                let answer = sink.carry_out(&document);
-                if events.send(Event::Answered { sink: id, ticket: document.ticket, answer }).is_err() {
-                    return;
+            let mut listening = true;
+            while listening {
+                let next = match sink.heartbeat() {
+                    Some(pause) => documents.recv_timeout(pause),
+                    None => documents.recv().map_err(RecvTimeoutError::from),
+                };
+                listening = match next {
+                    Ok(document) => {
+                        let answer = sink.carry_out(&document);
+                        events.send(Event::Answered { sink: id, ticket: document.ticket, answer }).is_ok()
+                    }
+                    Err(RecvTimeoutError::Timeout) => {
+                        sink.beat();
+                        true
+                    }
+                    Err(RecvTimeoutError::Disconnected) => false,
+                };
+                if let Some(reason) = sink.take_reset() {
+                    listening &= events.send(Event::SinkReset { sink: id, reason }).is_ok();
                 }
             }
         })?;

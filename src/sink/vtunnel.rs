@@ -3,6 +3,9 @@
 //! One document per connection. The protocol has no reply, but the receiver closes when it has read: that close is
 //! waited for, for a second at most, since a reset instead of it tells that the document was not read. Source of the
 //! protocol: Rancher Desktop 1.9 `src/go/vtunnel` and `src/go/privileged-service`.
+//!
+//! Our own host end answers with its [`session`]. Once it has, it is sent a document without ports now and then, so
+//! that its restart is noticed even while nothing changes. Nobody else ever sees such a document.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
@@ -14,12 +17,10 @@ use std::time::{Duration, Instant};
 use vsock::VsockStream;
 
 use super::Sink;
-use crate::event::{Answer, Document};
+use crate::event::{Answer, Document, Operation};
 use crate::net;
-use crate::wire::port_mapping;
-
-/// The vsock port of the Privileged Service's end of vtunnel on the host.
-pub const VSOCK_PORT: u32 = 17381;
+use crate::port::Bindings;
+use crate::wire::{port_mapping, session};
 
 /// The longest a connection, or a write, may take. AF_VSOCK has its own limit of 2 s for connecting.
 const PEER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -28,8 +29,14 @@ const PEER_TIMEOUT: Duration = Duration::from_secs(3);
 /// the same.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Bytes of an answer that nobody should send; more than that, and the rest is not waited for.
+/// Bytes of an answer; only our own host end sends any, and more than that is not waited for.
 const ANSWER_BYTES_MAX: usize = 4096;
+
+/// How long a host end with a session may be left alone.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// The same, while it does not answer.
+const HEARTBEAT_LOST: Duration = Duration::from_secs(1);
 
 /// Where documents go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,12 +69,17 @@ pub struct Vtunnel {
     address: Address,
     /// The interface whose addresses the host is told to connect to.
     interface: String,
+    /// The host end that was told last.
+    session: Option<String>,
+    /// It is another one than the one before.
+    restarted: bool,
+    lost: bool,
 }
 
 impl Vtunnel {
     /// A sink for that address.
     pub fn new(address: Address, interface: String) -> Vtunnel {
-        Vtunnel { address, interface }
+        Vtunnel { address, interface, session: None, restarted: false, lost: false }
     }
 
     fn connect(&self) -> io::Result<Box<dyn Stream>> {
@@ -88,43 +100,93 @@ impl Vtunnel {
     }
 }
 
-impl Sink for Vtunnel {
-    fn carry_out(&mut self, document: &Document) -> Answer {
+impl Vtunnel {
+    fn send(&mut self, operation: Operation, bindings: &Bindings) -> Answer {
         // Read each time: what the host is told must be what holds now.
         let connect = match net::interface_addrs(&self.interface) {
             Ok(addrs) => addrs,
             Err(error) => return Answer::Unreachable(error.to_string()),
         };
-        let bytes = port_mapping::encode(document.operation, &document.bindings, Some(&connect));
+        let bytes = port_mapping::encode(operation, bindings, Some(&connect));
         let mut stream = match self.connect() {
             Ok(stream) => stream,
             Err(error) => return Answer::Unreachable(error.to_string()),
         };
         match deliver(stream.as_mut(), &bytes) {
-            Ok(()) => Answer::Done { failed: Vec::new() },
+            Ok(answer) if self.meet(&answer) => Answer::Done { failed: Vec::new() },
+            Ok(_) => Answer::Uncertain("the host end closed without taking the document".into()),
             Err(error) => Answer::Uncertain(format!("the peer did not take the document: {error}")),
+        }
+    }
+
+    /// Takes note of who answered. `false`: a host end that answers did not. Once; then it is taken for another kind.
+    fn meet(&mut self, answer: &[u8]) -> bool {
+        let before = std::mem::replace(&mut self.session, session::decode(answer));
+        match (&before, &self.session) {
+            (Some(before), Some(now)) => {
+                self.restarted |= before != now;
+                true
+            }
+            (Some(_), None) => false,
+            (None, _) => true,
         }
     }
 }
 
-/// Writes the document and waits for the receiver to close.
-fn deliver(stream: &mut dyn Stream, document: &[u8]) -> io::Result<()> {
+impl Sink for Vtunnel {
+    fn carry_out(&mut self, document: &Document) -> Answer {
+        self.send(document.operation, &document.bindings)
+    }
+
+    fn heartbeat(&self) -> Option<Duration> {
+        self.session.as_ref().map(|_| if self.lost { HEARTBEAT_LOST } else { HEARTBEAT })
+    }
+
+    fn beat(&mut self) {
+        let answer = self.send(Operation::Announce, &Bindings::new());
+        self.lost = !matches!(answer, Answer::Done { .. });
+    }
+
+    fn take_reset(&mut self) -> Option<String> {
+        std::mem::take(&mut self.restarted).then(|| "the host end has restarted".to_owned())
+    }
+}
+
+/// Writes the document, waits for the receiver to close, and returns what it answered.
+fn deliver(stream: &mut dyn Stream, document: &[u8]) -> io::Result<Vec<u8>> {
     stream.timeouts(PEER_TIMEOUT, CLOSE_TIMEOUT)?;
-    stream.write_all(document)?;
+    write_all_within(stream, document, PEER_TIMEOUT)?;
     stream.no_more()?;
     let begun = Instant::now();
-    let mut answer = [0; ANSWER_BYTES_MAX];
-    let mut read = 0;
-    while read < ANSWER_BYTES_MAX && begun.elapsed() < CLOSE_TIMEOUT {
-        match stream.read(&mut answer) {
+    let mut answer = Vec::new();
+    let mut chunk = [0; 256];
+    while answer.len() < ANSWER_BYTES_MAX && begun.elapsed() < CLOSE_TIMEOUT {
+        match stream.read(&mut chunk) {
             Ok(0) => break,
-            Ok(n) => read += n,
+            Ok(n) => answer.extend_from_slice(chunk.get(..n).unwrap_or_default()),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => break,
             // Over vsock, what reading says after a shutdown that came later than the receiver's close: Linux's shutdown
             // clears the flag by which reading tells an orderly end from no connection.
             Err(error) if error.kind() == ErrorKind::NotConnected => break,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
+        }
+    }
+    Ok(answer)
+}
+
+/// A receiver that takes a byte now and then must not hold the sink up: the time is for the whole of it.
+fn write_all_within(stream: &mut dyn Stream, mut bytes: &[u8], limit: Duration) -> io::Result<()> {
+    let begun = Instant::now();
+    while !bytes.is_empty() {
+        match stream.write(bytes) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        if begun.elapsed() > limit {
+            return Err(io::Error::new(ErrorKind::TimedOut, "it takes too long to read"));
         }
     }
     Ok(())

@@ -2,3 +2,5 @@
 
 pub mod port_mapping;
 pub mod port_mapping_decode;
+pub mod session;
+pub mod vtunnel;

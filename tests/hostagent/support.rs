@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 use rancher_desktop_agent::event::Operation;
 use rancher_desktop_agent::port::{Binding, Bindings, Protocol};
 use rancher_desktop_agent::wire::port_mapping::{ConnectAddr, encode};
+use rancher_desktop_agent::wire::session;
 use serde_json::Value;
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_rancher-desktop-hostagent");
@@ -206,10 +207,12 @@ pub fn send_to(socket: &Path, bytes: &[u8]) -> io::Result<()> {
     stream.set_write_timeout(Some(DEADLINE))?;
     // The other end may close before it has read everything.
     let _ = stream.write_all(bytes);
-    match stream.read(&mut [0]) {
-        Ok(0) => Ok(()),
+    let mut answer = Vec::new();
+    match stream.read_to_end(&mut answer) {
+        // Nothing but its session, and only to a document that was complete.
+        Ok(_) if answer.is_empty() || session::decode(&answer).is_some() => Ok(()),
+        Ok(_) => Err(io::Error::other(format!("it answered {:?}", String::from_utf8_lossy(&answer)))),
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
-        Ok(_) => Err(io::Error::other("it answered")),
         Err(error) => Err(error),
     }
 }

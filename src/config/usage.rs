@@ -1,0 +1,152 @@
+//! The agent's flags: names, defaults and help. What their values mean is in [`config`](super).
+//!
+//! Flags of Rancher Desktop's own agent keep its names and defaults, except that what is not in this version is off.
+
+use crate::flags::{Flag, Section, Takes, Usage};
+
+/// The command line of the agent.
+pub static USAGE: Usage = Usage {
+    synopsis: "rancher-desktop-guestagent [flags]",
+    about: "Watches which ports of this VM containers publish, and tells the host to forward them.",
+    sections: &[
+        Section {
+            title: "Sources: what is watched",
+            flags: &[
+                Flag {
+                    name: "docker",
+                    takes: Takes::Bool,
+                    default: "false",
+                    help: "watch the Docker Engine API, or Podman's compatible one, at DOCKER_HOST (default unix:///var/run/docker.sock)",
+                },
+                Flag {
+                    name: "containerd",
+                    takes: Takes::Bool,
+                    default: "false",
+                    help: "watch containerd (not in this version)",
+                },
+                Flag {
+                    name: "containerdSock",
+                    takes: Takes::Value("PATH"),
+                    default: "/run/k3s/containerd/containerd.sock",
+                    help: "containerd's socket",
+                },
+                Flag {
+                    name: "iptables",
+                    takes: Takes::Bool,
+                    default: "false",
+                    help: "scan NAT rules (not in this version)",
+                },
+                Flag {
+                    name: "kubernetes",
+                    takes: Takes::Bool,
+                    default: "false",
+                    help: "watch Kubernetes Services (not in this version)",
+                },
+                Flag {
+                    name: "kubeconfig",
+                    takes: Takes::Value("PATH"),
+                    default: "/etc/rancher/k3s/k3s.yaml",
+                    help: "how to reach Kubernetes",
+                },
+                Flag {
+                    name: "k8sServiceListenerAddr",
+                    takes: Takes::Value("IP"),
+                    default: "0.0.0.0",
+                    help: "where Services are exposed: 0.0.0.0 or 127.0.0.1",
+                },
+                Flag {
+                    name: "k8sAPIPort",
+                    takes: Takes::Value("PORT"),
+                    default: "6443",
+                    help: "the Kubernetes API server's port",
+                },
+                Flag {
+                    name: "engine-grace",
+                    takes: Takes::Value("DURATION"),
+                    default: "10s",
+                    help: "how long forwards stay while their engine is away: 500ms, 10s, 2m",
+                },
+            ],
+        },
+        Section {
+            title: "Sinks: who is told",
+            flags: &[
+                Flag {
+                    name: "privilegedService",
+                    takes: Takes::Bool,
+                    default: "false",
+                    help: "tell the Privileged Service on the host, through vtunnel",
+                },
+                Flag {
+                    name: "vtunnelAddr",
+                    takes: Takes::Value("HOST:PORT"),
+                    default: "127.0.0.1:3040",
+                    help: "vtunnel's peer in this VM",
+                },
+                Flag {
+                    name: "sink",
+                    takes: Takes::Values("URL"),
+                    default: "",
+                    help: "tell this peer, in place of what the flags above choose:\nstdout: (one JSON document a change), unix://PATH, tcp://HOST:PORT, vsock://CID[:PORT] (the host is CID 2, port 17381)",
+                },
+                Flag {
+                    name: "connect-interface",
+                    takes: Takes::Value("NAME"),
+                    default: "eth0",
+                    help: "the interface whose addresses the host connects to",
+                },
+                Flag {
+                    name: "relay-peer",
+                    takes: Takes::Values("CIDR"),
+                    default: "",
+                    help: "who may use the relay to ports published on 127.0.0.1, in place of the default gateway",
+                },
+                Flag {
+                    name: "tap-interface-ip",
+                    takes: Takes::Value("IP"),
+                    default: "192.168.127.2",
+                    help: "this VM's address on host-switch's network (not in this version)",
+                },
+            ],
+        },
+        Section {
+            title: "Exposure",
+            flags: &[Flag {
+                name: "adminInstall",
+                takes: Takes::Bool,
+                default: "false",
+                help: "the host side has admin rights, and may bind every address; without it all ports are bound on the host's loopback",
+            }],
+        },
+        Section {
+            title: "General",
+            flags: &[
+                Flag {
+                    name: "check",
+                    takes: Takes::Bool,
+                    default: "false",
+                    help: "check flags and environment, say what would run, and exit",
+                },
+                Flag { name: "debug", takes: Takes::Bool, default: "false", help: "log everything" },
+                Flag {
+                    name: "log-format",
+                    takes: Takes::Value("text|json"),
+                    default: "text",
+                    help: "how log lines on standard error look",
+                },
+                Flag { name: "version", takes: Takes::Bool, default: "false", help: "print the version and exit" },
+                Flag { name: "help", takes: Takes::Bool, default: "false", help: "print this help and exit" },
+            ],
+        },
+    ],
+    operands_max: 0,
+    footer: "\
+Examples:
+  rancher-desktop-guestagent -docker --sink stdout:        see what it would tell a host
+  rancher-desktop-guestagent -docker -privilegedService    as Rancher Desktop starts it
+  rancher-desktop-guestagent -docker --sink vsock://2      in a QEMU or Firecracker guest whose host
+                                                           runs rancher-desktop-hostagent
+
+Exit codes: 0 stopped by a signal, 1 could not start, 2 wrong flags or environment.
+",
+};

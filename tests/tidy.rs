@@ -1,0 +1,129 @@
+//! Keeps the structure that ARCHITECTURE.md promises: module docs, sizes, and the direction of imports.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const FILE_LINES_MAX: usize = 420;
+const FUNCTION_LINES_MAX: usize = 70;
+
+/// What a part of the tree never names. Tests inside the files may.
+const ABSENCES: &[(&str, &[&str])] = &[
+    ("port.rs", &["crate::", "std::fs", "std::io", "std::thread", "log::"]),
+    ("event.rs", &["crate::source", "crate::sink", "crate::reconciler", "std::fs", "std::io", "std::thread", "log::"]),
+    (
+        "parse",
+        &["crate::source", "crate::sink", "crate::event", "std::fs", "std::io", "std::thread", "log::", "Instant"],
+    ),
+    ("wire", &["crate::source", "crate::sink", "std::fs", "std::io", "std::thread", "log::", "Instant"]),
+    ("policy.rs", &["crate::event", "std::fs", "std::io", "std::thread", "log::", "Instant"]),
+    (
+        "reconciler",
+        &[
+            "crate::source",
+            "crate::sink",
+            "std::fs",
+            "std::io",
+            "std::net::",
+            "std::thread",
+            "Mutex",
+            "log::",
+            "Instant::now",
+        ],
+    ),
+    (
+        "reconciler.rs",
+        &["crate::source", "crate::sink", "std::fs", "std::io", "std::thread", "Mutex", "log::", "Instant::now"],
+    ),
+    ("source", &["crate::reconciler", "crate::sink", "crate::agent", "crate::relay"]),
+    ("sink", &["crate::source", "crate::agent", "crate::host"]),
+    ("relay", &["crate::event", "crate::reconciler", "crate::source", "crate::sink", "crate::host", "crate::agent"]),
+    ("host", &["crate::reconciler", "crate::source", "crate::sink", "crate::agent", "crate::supervisor"]),
+    ("flags.rs", &["crate::", "std::fs", "std::io", "std::process", "log::"]),
+    ("", &["unsafe ", "todo!", "unimplemented!", "dbg!"]),
+];
+
+fn sources(dir: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(dir)];
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            open.extend(fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    assert!(!found.is_empty(), "no source files under {dir}");
+    found
+}
+
+/// What a file is without its tests.
+fn code(text: &str) -> &str {
+    text.split("#[cfg(test)]").next().unwrap()
+}
+
+#[test]
+fn every_file_says_what_it_is_for() {
+    for path in ["src", "tests", "benches"].into_iter().flat_map(sources) {
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("//! "), "{}: no module doc in its first line", path.display());
+    }
+}
+
+#[test]
+fn nothing_grows_too_large() {
+    for path in sources("src") {
+        let text = fs::read_to_string(&path).unwrap();
+        let lines = text.lines().count();
+        assert!(lines <= FILE_LINES_MAX, "{}: {lines} lines, {FILE_LINES_MAX} at most", path.display());
+        let mut begun: Option<(usize, usize, &str)> = None;
+        for (number, line) in text.lines().enumerate() {
+            let indent = line.len() - line.trim_start().len();
+            match begun {
+                None if line.contains("fn ") && line.ends_with('{') => begun = Some((number, indent, line)),
+                Some((first, depth, name)) if indent == depth && line.trim_start().starts_with('}') => {
+                    let length = number + 1 - first;
+                    assert!(length <= FUNCTION_LINES_MAX, "{}: {length} lines: {}", path.display(), name.trim());
+                    begun = None;
+                }
+                None | Some(_) => {}
+            }
+        }
+    }
+}
+
+#[test]
+fn imports_go_one_way() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for (place, never) in ABSENCES {
+        let files: Vec<PathBuf> =
+            sources("src").into_iter().filter(|f| f.starts_with(src.join(place)) || place.is_empty()).collect();
+        assert!(!files.is_empty(), "{place}: no such file or folder; mend the table");
+        for path in files {
+            let text = fs::read_to_string(&path).unwrap();
+            for line in code(&text).lines().filter(|line| !line.trim_start().starts_with("//")) {
+                for name in *never {
+                    assert!(!line.contains(name), "{}: must not name {name}: {}", path.display(), line.trim());
+                }
+            }
+        }
+    }
+    // Sources do not know each other.
+    for path in sources("src/source") {
+        let text = fs::read_to_string(&path).unwrap();
+        let others = code(&text).lines().filter(|l| l.contains("super::docker") || l.contains("super::interface"));
+        assert_eq!(others.count(), 0, "{}: imports another source", path.display());
+    }
+}
+
+#[test]
+fn no_trace_of_the_machine_it_was_written_on() {
+    for path in ["src", "tests"].into_iter().flat_map(sources).filter(|p| !p.ends_with("tidy.rs")) {
+        let text = fs::read_to_string(&path).unwrap();
+        for word in ["/root/", "/home/", "/work/"] {
+            assert!(!text.contains(word), "{}: names {word}", path.display());
+        }
+    }
+}
