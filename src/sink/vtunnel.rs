@@ -73,13 +73,16 @@ pub struct Vtunnel {
     session: Option<String>,
     /// It is another one than the one before.
     restarted: bool,
+    /// It did not answer the last document.
+    silent: bool,
+    /// It did not answer the last heartbeat.
     lost: bool,
 }
 
 impl Vtunnel {
     /// A sink for that address.
     pub fn new(address: Address, interface: String) -> Vtunnel {
-        Vtunnel { address, interface, session: None, restarted: false, lost: false }
+        Vtunnel { address, interface, session: None, restarted: false, silent: false, lost: false }
     }
 
     fn connect(&self) -> io::Result<Box<dyn Stream>> {
@@ -119,17 +122,18 @@ impl Vtunnel {
         }
     }
 
-    /// Takes note of who answered. `false`: a host end that answers did not. Once; then it is taken for another kind.
+    /// Takes note of who answered. `false`: a host end that always answers did not. A second silence in a row means
+    /// that somebody of another kind listens there now.
     fn meet(&mut self, answer: &[u8]) -> bool {
-        let before = std::mem::replace(&mut self.session, session::decode(answer));
-        match (&before, &self.session) {
-            (Some(before), Some(now)) => {
-                self.restarted |= before != now;
-                true
-            }
-            (Some(_), None) => false,
-            (None, _) => true,
+        let name = session::decode(answer);
+        let silent = name.is_none() && self.session.is_some();
+        if silent && !std::mem::replace(&mut self.silent, true) {
+            return false;
         }
+        self.silent = false;
+        self.restarted |= self.session.is_some() && self.session != name;
+        self.session = name;
+        true
     }
 }
 
@@ -220,3 +224,22 @@ macro_rules! stream {
 stream!(TcpStream);
 stream!(UnixStream);
 stream!(VsockStream);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tells_a_restarted_host_end_from_one_that_stayed() {
+        let mut sink = Vtunnel::new(Address::Unix("/nowhere".into()), "lo".into());
+        let mut meet = |answer: &[u8]| (sink.meet(answer), sink.take_reset().is_some());
+        let (a, b) = (session::encode("a"), session::encode("b"));
+        assert_eq!(meet(b""), (true, false), "the Privileged Service never answers");
+        assert_eq!(meet(&a), (true, false));
+        assert_eq!(meet(&a), (true, false));
+        assert_eq!(meet(b""), (false, false), "it may have died with the document");
+        assert_eq!(meet(&b), (true, true));
+        assert_eq!((meet(b""), meet(b"")), ((false, false), (true, true)), "replaced by another kind");
+        assert_eq!(meet(b""), (true, false));
+    }
+}
