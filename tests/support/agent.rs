@@ -15,7 +15,7 @@ pub struct Agent {
     dir: TempDir,
 }
 
-fn command(namespace: Option<&Namespace>, program: &str) -> Command {
+fn command(namespace: Option<&Namespace>, program: &Path) -> Command {
     match namespace {
         Some(namespace) => namespace.command(program),
         None => Command::new(program),
@@ -25,7 +25,12 @@ fn command(namespace: Option<&Namespace>, program: &str) -> Command {
 impl Agent {
     /// Starts `rancher-desktop-guestagent` with `-docker` on that socket, and waits for its first line.
     pub fn start(namespace: Option<&Namespace>, docker: &Path, args: &[&str]) -> Agent {
-        let mut command = command(namespace, env!("CARGO_BIN_EXE_rancher-desktop-guestagent"));
+        Agent::start_program(env!("CARGO_BIN_EXE_rancher-desktop-guestagent").as_ref(), namespace, docker, args)
+    }
+
+    /// The same with another build of it.
+    pub fn start_program(program: &Path, namespace: Option<&Namespace>, docker: &Path, args: &[&str]) -> Agent {
+        let mut command = command(namespace, program);
         command.arg("-docker").args(args).env("DOCKER_HOST", format!("unix://{}", docker.display()));
         let agent = Agent::spawn(command, args);
         agent.wait_log("started version");
@@ -34,7 +39,12 @@ impl Agent {
 
     /// Starts `rancher-desktop-hostagent` and waits until it is ready.
     pub fn host(namespace: Option<&Namespace>, args: &[&str]) -> Agent {
-        let mut command = command(namespace, env!("CARGO_BIN_EXE_rancher-desktop-hostagent"));
+        Agent::host_program(env!("CARGO_BIN_EXE_rancher-desktop-hostagent").as_ref(), namespace, args)
+    }
+
+    /// The same with another build of it.
+    pub fn host_program(program: &Path, namespace: Option<&Namespace>, args: &[&str]) -> Agent {
+        let mut command = command(namespace, program);
         command.args(args);
         let agent = Agent::spawn(command, args);
         agent.wait_log("ready");

@@ -1,0 +1,175 @@
+//! What the agent costs while nothing happens, and what it keeps of 5,000 ports that have come and gone.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use crate::report::{Program, Row, megabytes, thousands};
+use crate::support::agent::Agent;
+use crate::support::docker::Engine;
+use crate::support::engine_stub::{EngineStub, id, ports};
+use crate::support::receiver::Receiver;
+use crate::support::vm::Vm;
+use crate::support::{eventually, status_kb};
+
+const IDLE: Duration = Duration::from_secs(60);
+/// Between the last container's start and the beginning of the idle time.
+const CALM: Duration = Duration::from_secs(5);
+
+const OWNERS: u32 = 50;
+const EACH: u32 = 100;
+
+const RSS_MB_MAX: f64 = 1.5;
+const CPU_PERCENT_MAX: f64 = 0.05;
+
+pub fn measure() -> Vec<Row> {
+    let mut rows = idle();
+    rows.push(come_and_gone());
+    rows
+}
+
+/// A real dockerd with three containers, and nobody who does anything.
+fn idle() -> Vec<Row> {
+    let (vm, receiver, program) = (Vm::new(), Receiver::new(), Program::agent());
+    let engine = Engine::docker(&vm.guest);
+    let url = receiver.url();
+    let agent = Agent::start_program(&program.path, Some(&vm.guest), &engine.socket(), &["--sink", &url]);
+    engine.web("everywhere", &["-p", "8080:80"]);
+    engine.web("loopback", &["-p", "127.0.0.1:8081:80"]);
+    engine.run("udp", &["-p", "8082:53/udp"], &["busybox:local", "/udp_echo", "53"]);
+    receiver.wait_held(&[
+        "127.0.0.1:8080/tcp",
+        "[::1]:8080/tcp",
+        "127.0.0.1:8081/tcp",
+        "127.0.0.1:8082/udp",
+        "[::1]:8082/udp",
+    ]);
+    std::thread::sleep(CALM);
+
+    eprintln!("  idle for {} s", IDLE.as_secs());
+    let pid = agent.pid();
+    let (documents, before, begun) = (receiver.all().len(), Usage::of(pid), Instant::now());
+    std::thread::sleep(IDLE);
+    let (after, seconds) = (Usage::of(pid), begun.elapsed().as_secs_f64());
+    assert_eq!(receiver.all().len(), documents, "it was not idle: {}", agent.log());
+    let (vm_rss, rss, pss) = (status_kb(pid, "VmRSS:"), rollup(pid, "Rss:"), rollup(pid, "Pss:"));
+    // The first is a sum of counters that lag behind a little, the second a walk through the pages.
+    let most = megabytes(vm_rss.max(rss));
+
+    let nanoseconds = after.since(&before, |task| task.nanoseconds);
+    let switches = after.since(&before, |task| task.switches);
+    let percent = nanoseconds as f64 / 1e9 / seconds * 100.0;
+    let claim = format!("Idle agent ({}), dockerd with 3 containers", program.build);
+    vec![
+        Row::at_most(
+            &format!("{claim}: RSS"),
+            RSS_MB_MAX,
+            "MB",
+            most,
+            format!("{most:.2} MB (VmRSS {vm_rss} KiB; page by page {rss} KiB, and {pss} KiB of it its own: PSS)"),
+        ),
+        Row::at_most(
+            &format!("{claim}: CPU of a core, over {} s", IDLE.as_secs()),
+            CPU_PERCENT_MAX,
+            "%",
+            percent,
+            format!(
+                "{percent:.4} % ({:.2} ms by the scheduler's count; {} ticks of 10 ms by `utime` + `stime`)",
+                nanoseconds as f64 / 1e6,
+                after.ticks - before.ticks
+            ),
+        ),
+        Row::report(
+            &format!("{claim}: wake-ups of all {} threads", after.tasks.len()),
+            format!("{:.2}/s ({switches} in {seconds:.0} s)", switches as f64 / seconds),
+        ),
+    ]
+}
+
+/// A field of `/proc/PID/smaps_rollup` in KiB.
+fn rollup(pid: u32, field: &str) -> u64 {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let line = rollup.lines().find(|line| line.starts_with(field)).expect(field);
+    line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// What a process has used so far.
+struct Usage {
+    /// User and system time. A tick is 10 ms on every architecture that Linux runs containers on.
+    ticks: u64,
+    tasks: BTreeMap<u32, Task>,
+}
+
+#[derive(Default)]
+struct Task {
+    /// On a CPU.
+    nanoseconds: u64,
+    /// Context switches that the thread itself asked for: each is a wait, and ends in a wake-up.
+    switches: u64,
+}
+
+impl Usage {
+    fn of(pid: u32) -> Usage {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        // The name, in parentheses, may hold anything. The state follows; utime and stime are 11 and 12 after it.
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace().collect();
+        let ticks = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        let entries = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let tasks = entries.map(|entry| {
+            let path = entry.unwrap().path();
+            let schedstat = fs::read_to_string(path.join("schedstat")).unwrap();
+            let status = fs::read_to_string(path.join("status")).unwrap();
+            let switches = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+            let task = Task {
+                nanoseconds: schedstat.split(' ').next().unwrap().parse().unwrap(),
+                switches: switches.trim().parse().unwrap(),
+            };
+            (path.file_name().unwrap().to_str().unwrap().parse().unwrap(), task)
+        });
+        Usage { ticks, tasks: tasks.collect() }
+    }
+
+    /// The growth since then, of all threads. One that ended in between is not counted: the agent's do not.
+    fn since(&self, before: &Usage, of: fn(&Task) -> u64) -> u64 {
+        let was = |tid| before.tasks.get(tid).map_or(0, of);
+        self.tasks.iter().map(|(tid, task)| of(task) - was(tid)).sum()
+    }
+}
+
+/// The engine is one of paper here: a real one takes a minute to publish as many ports.
+fn come_and_gone() -> Row {
+    let (engine, receiver, program) = (EngineStub::new(), Receiver::new(), Program::agent());
+    let (url, all) = (receiver.url(), (OWNERS * EACH) as usize);
+    let args = ["--sink", &url, "-adminInstall", "--connect-interface", "lo"];
+    let agent = Agent::start_program(&program.path, None, &engine.socket(), &args);
+    engine.wait_subscriptions(1);
+    agent.wait_log("source ready");
+    let rss = || rollup(agent.pid(), "Rss:");
+    let before = rss();
+    for owner in 0..OWNERS {
+        let numbers: Vec<[String; 2]> =
+            (0..EACH).map(|i| [format!("{}/tcp", i + 1), (10_000 + owner * EACH + i).to_string()]).collect();
+        let entries: Vec<(&str, &str, &str)> =
+            numbers.iter().map(|[key, port]| (key.as_str(), "0.0.0.0", port.as_str())).collect();
+        engine.start(&id(owner), ports(&entries));
+    }
+    let wait_held = |expect: usize| {
+        eventually(&format!("{expect} forwards"), || match receiver.held().len() {
+            held if held == expect => Ok(()),
+            held => Err((held, agent.log())),
+        });
+    };
+    wait_held(all);
+    let full = rss();
+    (0..OWNERS).for_each(|owner| engine.end(&id(owner)));
+    wait_held(0);
+    // The kernel's own high-water mark lags behind as well.
+    let peak = status_kb(agent.pid(), "VmHWM:").max(full);
+    Row::report(
+        &format!(
+            "RSS of the agent with {} ports claimed, and gone again: before / with / peak / after",
+            thousands(all as u64)
+        ),
+        format!("{before} / {full} / {peak} / {} KiB", rss()),
+    )
+}
