@@ -110,7 +110,7 @@ impl Agent {
         let vsock = of_kind(|sink| matches!(sink, SinkConfig::Vtunnel(Address::Vsock { .. })));
         if !vsock.is_empty() {
             let thread = handshake::listen(vsock, self.context()?);
-            self.threads.push(thread.map_err(starting("the handshake on vsock port 17382"))?);
+            self.threads.push(thread.map_err(starting("the handshake"))?);
         }
         let mut addressed = of_kind(|sink| matches!(sink, SinkConfig::Vtunnel(_)));
         if !addressed.is_empty() {

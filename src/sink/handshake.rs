@@ -2,7 +2,7 @@
 //!
 //! On each connection from the host (CID 2) to vsock port 17382 exactly these 50 bytes are written, then it is closed.
 //! Source: Rancher Desktop 1.9 `src/go/vtunnel`. A host end that asks may have restarted and know of nothing, so
-//! everything is announced again.
+//! everything is announced again. A vsock driver that is not loaded yet, or another program on the port, is waited out.
 
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener};
 
+use crate::backoff::wait_after;
 use crate::event::{Event, SinkId};
 use crate::supervisor::{Context, STACK_BYTES, Supervised};
 use crate::wire::vtunnel::{HANDSHAKE_PORT, MAGIC};
@@ -19,11 +20,10 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Answers handshakes in a thread of its own; `sinks` are reset after each.
 pub fn listen(sinks: Vec<SinkId>, context: Context) -> io::Result<Supervised> {
-    let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, HANDSHAKE_PORT)?;
-    listener.set_nonblocking(true)?;
     let stop = context.stop.clone();
     let name = "handshake".to_owned();
     let thread = Builder::new().name(name.clone()).stack_size(STACK_BYTES).spawn(move || {
+        let Some(listener) = bind(&context) else { return };
         while context.stop.readable(listener.as_fd()) {
             match answer(&listener) {
                 Ok(true) => {
@@ -42,6 +42,26 @@ pub fn listen(sinks: Vec<SinkId>, context: Context) -> io::Result<Supervised> {
         }
     })?;
     Ok(Supervised { name, stop, thread })
+}
+
+/// Tries until it may listen; `None` when the agent ends before that.
+fn bind(context: &Context) -> Option<VsockListener> {
+    let mut failures = 0;
+    loop {
+        let bound = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, HANDSHAKE_PORT)
+            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
+        match bound {
+            Ok(listener) => return Some(listener),
+            Err(error) if failures == 0 => {
+                log::warn!("cannot answer handshakes on vsock port {HANDSHAKE_PORT}, trying on reason=\"{error}\"");
+            }
+            Err(_) => {}
+        }
+        failures += 1;
+        if context.stop.wait(wait_after(failures)) {
+            return None;
+        }
+    }
 }
 
 /// `false`: nobody who may ask.
