@@ -39,7 +39,9 @@ install: ## install the musl binaries where they are built, else this machine's 
 	from=target/release; [ ! -x $(MUSL)/rancher-desktop-guestagent ] || from=$(MUSL); \
 	for binary in $(BINARIES); do install -D -m 0755 "$$from/$$binary" "$(DESTDIR)$(PREFIX)/bin/$$binary"; done
 	install -D -m 0755 init/rancher-desktop-guestagent.initd "$(DESTDIR)/etc/init.d/rancher-desktop-guestagent"
-	install -D -m 0644 init/rancher-desktop-guestagent.confd "$(DESTDIR)/etc/conf.d/rancher-desktop-guestagent"
+	@# Settings that are there are somebody's.
+	[ -e "$(DESTDIR)/etc/conf.d/rancher-desktop-guestagent" ] || \
+		install -D -m 0644 init/rancher-desktop-guestagent.confd "$(DESTDIR)/etc/conf.d/rancher-desktop-guestagent"
 	install -D -m 0644 init/rancher-desktop-guestagent.logrotate "$(DESTDIR)/etc/logrotate.d/rancher-desktop-guestagent"
 
 bench: musl ## measure the README's claims and put them there (root; about five minutes)
