@@ -1,13 +1,14 @@
 //! Real container engines: dockerd in the guest's namespace, and Podman's Docker-compatible service. Need root.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use super::vm::Namespace;
-use super::{Process, TempDir, eventually, run};
+use super::{DEADLINE, Process, TempDir, eventually, run};
 
 /// No registry is reachable: the image is made of Debian's static busybox.
 const BUSYBOX: &str = "/bin/busybox";
@@ -130,28 +131,32 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        let Some(daemon) = &mut self.daemon else { return };
-        // Each container is a process of its own: none may stay.
-        if let Ok(out) = {
-            let mut list = Command::new("docker");
-            list.arg("-H").arg(format!("unix://{}", self.dir.join("engine.sock").display())).args(["ps", "-aq"]);
-            list.output()
-        } {
-            for id in String::from_utf8_lossy(&out.stdout).split_whitespace() {
-                let mut remove = Command::new("docker");
-                remove.arg("-H").arg(format!("unix://{}", self.dir.join("engine.sock").display()));
-                let _ = remove.args(["rm", "-f", id]).output();
+        if let Some(mut daemon) = self.daemon.take() {
+            // Each container is a process of its own: none may stay.
+            if let Ok(out) = self.cli().args(["ps", "-aq"]).output() {
+                for id in String::from_utf8_lossy(&out.stdout).split_whitespace() {
+                    let _ = self.cli().args(["rm", "-f", id]).output();
+                }
+            }
+            daemon.signal(Signal::SIGTERM);
+            let end = Instant::now() + DEADLINE;
+            while daemon.is_running() && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(5));
             }
         }
-        daemon.signal(Signal::SIGTERM);
         if std::thread::panicking() {
             let log = fs::read_to_string(self.dir.join("log")).unwrap_or_default();
             let tail: Vec<&str> = log.lines().rev().take(20).collect();
             eprintln!("--- the engine's last lines, newest first:\n{}", tail.join("\n"));
         }
-        let end = std::time::Instant::now() + super::DEADLINE;
-        while daemon.is_running() && std::time::Instant::now() < end {
-            std::thread::sleep(std::time::Duration::from_millis(5));
+        // Engines leave mounts in their directories, and those would outlive them. The innermost comes last.
+        let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+        let ours = mounts
+            .lines()
+            .filter_map(|line| line.split(' ').nth(1))
+            .filter(|at| Path::new(at).starts_with(self.dir.path()));
+        for mount in ours.collect::<Vec<_>>().into_iter().rev() {
+            let _ = Command::new("umount").arg(mount).output();
         }
     }
 }
