@@ -127,10 +127,20 @@ impl Reconciler {
             }
         }
         self.end_grace(now);
-        for ledger in &mut self.ledgers {
-            ledger.pump(now, &mut self.next_ticket, &mut out);
-        }
+        self.pump(now, &mut out);
         out
+    }
+
+    /// Lets every sink send. While the relay works on an owner's bindings, peers are not told of that owner: what is
+    /// relayed and what is not then go out together, as one document for one change.
+    fn pump(&mut self, now: Instant, out: &mut Vec<Command>) {
+        for i in 0..self.ledgers.len() {
+            let (before, rest) = self.ledgers.split_at_mut(i);
+            let Some((ledger, after)) = rest.split_first_mut() else { continue };
+            let relay = self.relay.filter(|r| *r != i).and_then(|r| before.get(r).or_else(|| after.get(r - i - 1)));
+            let hold = |owner: &Owner| relay.is_some_and(|relay| relay.is_busy(owner));
+            ledger.pump(now, &mut self.next_ticket, hold, out);
+        }
     }
 
     /// When [`Event::Tick`] is due, if nothing else happens before.

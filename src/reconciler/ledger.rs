@@ -125,6 +125,8 @@ pub struct Ledger {
     lanes: BTreeMap<Owner, Lane>,
     /// Lanes with something ready, first come, first served.
     queue: VecDeque<Owner>,
+    /// Lanes out of the queue until the next event.
+    held_back: Vec<Owner>,
     in_flight: BTreeMap<Ticket, Flight>,
     timers: BTreeSet<(Instant, Timer)>,
     peer: Peer,
@@ -141,6 +143,7 @@ impl Ledger {
             forwards: BTreeMap::new(),
             lanes: BTreeMap::new(),
             queue: VecDeque::new(),
+            held_back: Vec::new(),
             in_flight: BTreeMap::new(),
             timers: BTreeSet::new(),
             peer: Peer::Reachable,
@@ -219,10 +222,17 @@ impl Ledger {
         }
     }
 
-    /// Sends what is due, as far as the window allows.
-    pub fn pump(&mut self, now: Instant, next_ticket: &mut u64, out: &mut Vec<Command>) {
+    /// Whether a document of that owner is with the sink, or about to be.
+    pub fn is_busy(&self, owner: &Owner) -> bool {
+        let reachable = self.peer == Peer::Reachable;
+        self.lanes.get(owner).is_some_and(|lane| lane.flying || (lane.queued && reachable))
+    }
+
+    /// Sends what is due, as far as the window allows, but no announcement for an owner that is to be held back.
+    pub fn pump(&mut self, now: Instant, next_ticket: &mut u64, hold: impl Fn(&Owner) -> bool, out: &mut Vec<Command>) {
         self.expire_timers(now);
         out.append(&mut self.reports);
+        self.held_back.drain(..).rev().for_each(|owner| self.queue.push_front(owner));
         while self.in_flight.len() < IN_FLIGHT_MAX {
             if let Peer::Unreachable { until, .. } = &self.peer
                 && (now < *until || !self.in_flight.is_empty())
@@ -230,8 +240,13 @@ impl Ledger {
                 break;
             }
             let Some(owner) = self.queue.pop_front() else { break };
-            let Some((operation, bindings)) = self.next_document(&owner) else {
-                self.settle_lane(&owner);
+            let held = hold(&owner);
+            let Some((operation, bindings)) = self.next_document(&owner, held) else {
+                if held {
+                    self.held_back.push(owner);
+                } else {
+                    self.settle_lane(&owner);
+                }
                 continue;
             };
             *next_ticket += 1;
@@ -242,26 +257,29 @@ impl Ledger {
         }
     }
 
-    /// Takes the next document out of a lane: withdrawals first.
-    fn next_document(&mut self, owner: &Owner) -> Option<(Operation, Bindings)> {
+    /// Takes the next document out of a lane: withdrawals first, and nothing else from one that is held.
+    fn next_document(&mut self, owner: &Owner, held: bool) -> Option<(Operation, Bindings)> {
         let lane = self.lanes.get_mut(owner)?;
-        lane.queued = false;
+        lane.queued = held;
         let mut document = None;
-        for operation in [Operation::Withdraw, Operation::Announce] {
+        let operations: &[Operation] =
+            if held { &[Operation::Withdraw] } else { &[Operation::Withdraw, Operation::Announce] };
+        for operation in operations {
             let bindings: Bindings = lane
                 .ready
                 .iter()
                 .filter_map(|b| self.forwards.get(b).map(|f| (*b, f)))
-                .filter(|(_, f)| f.operation(self.stopping) == Some(operation))
+                .filter(|(_, f)| f.operation(self.stopping) == Some(*operation))
                 .map(|(b, f)| (b, f.container_port))
                 .take(DOCUMENT_BINDINGS_MAX)
                 .collect();
             if !bindings.is_empty() {
-                document = Some((operation, bindings));
+                document = Some((*operation, bindings));
                 break;
             }
         }
         let (operation, bindings) = document?;
+        lane.queued = false;
         lane.flying = true;
         for binding in bindings.keys() {
             lane.ready.remove(binding);

@@ -231,14 +231,13 @@ fn a_peer_that_is_back_is_told_at_once_what_it_refused_before() {
 fn a_peer_is_told_of_a_loopback_binding_once_the_relay_carries_it() {
     let mut world = with_relay();
     world.claim("a", "127.0.0.1:8000/tcp 0.0.0.0:80/tcp");
-    assert_eq!(world.sent(0), ["+a 0.0.0.0:80/tcp"]);
+    world.claim("b", "0.0.0.0:81/tcp");
     assert_eq!(world.sent(1), ["+a 127.0.0.1:8000/tcp"]);
-    world.carry_out(0, Outcome::Done);
-    world.answer(0);
-    assert_eq!(world.sent(0), NONE);
+    assert_eq!(world.sent(0), ["+b 0.0.0.0:81/tcp"], "nobody else waits for the relay");
     world.settle();
-    assert_eq!(world.sent(0), ["+a 127.0.0.1:8000/tcp"]);
+    assert_eq!(world.sent(0), ["+a 0.0.0.0:80/tcp 127.0.0.1:8000/tcp"], "one document for one change");
     world.claim("a", "");
+    world.claim("b", "");
     world.quiet();
     assert!(world.reconciler.is_empty());
 }
