@@ -1,4 +1,18 @@
 //! The Rancher Desktop guest agent, and its host end.
+//!
+//! In reading order:
+//!
+//! 1. [`port`] and [`event`]: the words that everything else uses.
+//! 2. [`policy`] and [`reconciler`]: what the host should hold, and what is to be said for it.
+//! 3. [`agent`]: the loop that carries events to the reconciler and commands to the sinks.
+//! 4. [`source`] and [`parse`]: where published ports are seen.
+//! 5. [`sink`] and [`wire`]: who is told, and in what words.
+//! 6. [`relay`]: TCP and UDP pipes, for the agent and for the host end.
+//! 7. [`host`]: the host end.
+//! 8. [`config`], [`flags`], [`logging`], [`privileges`], [`supervisor`], [`stop`], [`backoff`], [`net`], [`cidr`]:
+//!    what programs need.
+//!
+//! ARCHITECTURE.md has the flow, the invariants and the reasons.
 
 pub mod agent;
 pub mod backoff;
