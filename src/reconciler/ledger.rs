@@ -125,8 +125,8 @@ pub struct Ledger {
     lanes: BTreeMap<Owner, Lane>,
     /// Lanes with something ready, first come, first served.
     queue: VecDeque<Owner>,
-    /// Lanes out of the queue until the next event.
-    held_back: Vec<Owner>,
+    /// Lanes out of the queue while the relay works on their owners' ports, first come, first released.
+    held_back: VecDeque<Owner>,
     in_flight: BTreeMap<Ticket, Flight>,
     timers: BTreeSet<(Instant, Timer)>,
     peer: Peer,
@@ -143,7 +143,7 @@ impl Ledger {
             forwards: BTreeMap::new(),
             lanes: BTreeMap::new(),
             queue: VecDeque::new(),
-            held_back: Vec::new(),
+            held_back: VecDeque::new(),
             in_flight: BTreeMap::new(),
             timers: BTreeSet::new(),
             peer: Peer::Reachable,
@@ -232,7 +232,11 @@ impl Ledger {
     pub fn pump(&mut self, now: Instant, next_ticket: &mut u64, hold: impl Fn(&Owner) -> bool, out: &mut Vec<Command>) {
         self.expire_timers(now);
         out.append(&mut self.reports);
-        self.held_back.drain(..).rev().for_each(|owner| self.queue.push_front(owner));
+        // The relay serves owners in the order in which they are held back here: who is behind one that still waits
+        // need not be looked at, which matters when there are thousands.
+        while self.held_back.front().is_some_and(|owner| !hold(owner)) {
+            self.queue.extend(self.held_back.pop_front());
+        }
         while self.in_flight.len() < IN_FLIGHT_MAX {
             if let Peer::Unreachable { until, .. } = &self.peer
                 && (now < *until || !self.in_flight.is_empty())
@@ -243,7 +247,7 @@ impl Ledger {
             let held = hold(&owner);
             let Some((operation, bindings)) = self.next_document(&owner, held) else {
                 if held {
-                    self.held_back.push(owner);
+                    self.held_back.push_back(owner);
                 } else {
                     self.settle_lane(&owner);
                 }
