@@ -281,6 +281,20 @@ fn a_changed_guest_address_is_announced_again() {
 }
 
 #[test]
+#[ignore = "needs root and docker (scripts/deps.sh docker)"]
+fn a_paused_container_keeps_its_ports() {
+    let (vm, receiver) = (Vm::new(), Receiver::new());
+    let engine = Engine::docker(&vm.guest);
+    engine.web("web", &["-p", "0.0.0.0:8080:80"]);
+    engine.ask(&["pause", "web"]);
+    let url = receiver.url();
+    let _agent = Agent::start(Some(&vm.guest), &engine.socket(), &["--sink", &url]);
+    receiver.wait_held(&["127.0.0.1:8080/tcp"]);
+    engine.remove("web");
+    receiver.wait_held(&[]);
+}
+
+#[test]
 #[ignore = "needs root and podman (scripts/deps.sh podman)"]
 fn podman_serves_the_same_source() {
     let vm = Vm::new();

@@ -45,8 +45,8 @@ const RELIST_INTERVAL: Duration = Duration::from_secs(1);
 const EVENTS: &str = "/events?filters=%7B%22type%22%3A%5B%22container%22%2C%22network%22%5D%2C%22event%22%3A%5B\
     %22start%22%2C%22die%22%2C%22stop%22%2C%22destroy%22%2C%22remove%22%2C%22connect%22%2C%22disconnect%22%5D%7D";
 
-/// `{"status":["running"]}`
-const RUNNING: &str = "/containers/json?filters=%7B%22status%22%3A%5B%22running%22%5D%7D";
+/// `{"status":["running","paused"]}`; a paused container keeps its ports.
+const RUNNING: &str = "/containers/json?filters=%7B%22status%22%3A%5B%22running%22%2C%22paused%22%5D%7D";
 
 /// Why a session ended.
 #[derive(Debug)]
