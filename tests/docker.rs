@@ -310,6 +310,12 @@ fn podman_serves_the_same_source() {
     engine.ask(&["restart", "-t", "0", "web"]);
     engine.web("after", &["-p", "8090:80"]);
     receiver.wait_held(&[&all[..], &["127.0.0.1:8090/tcp"]].concat());
+    for end in ["stop", "kill"] {
+        engine.ask(&[end, "after"]);
+        receiver.wait_held(&all);
+        engine.ask(&["start", "after"]);
+        receiver.wait_held(&[&all[..], &["127.0.0.1:8090/tcp"]].concat());
+    }
     for name in ["before", "web", "after"] {
         engine.remove(name);
     }

@@ -41,9 +41,12 @@ const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// The list is read again after bad events, at most this often.
 const RELIST_INTERVAL: Duration = Duration::from_secs(1);
 
-/// `{"type":["container","network"],"event":["start","die","stop","destroy","remove","connect","disconnect"]}`
+/// `{"type":["container","network"],
+/// "event":["start","die","died","stop","destroy","remove","connect","disconnect"]}`. Podman 4.3 matches its own word
+/// `died`, which it then writes as `die`.
 const EVENTS: &str = "/events?filters=%7B%22type%22%3A%5B%22container%22%2C%22network%22%5D%2C%22event%22%3A%5B\
-    %22start%22%2C%22die%22%2C%22stop%22%2C%22destroy%22%2C%22remove%22%2C%22connect%22%2C%22disconnect%22%5D%7D";
+    %22start%22%2C%22die%22%2C%22died%22%2C%22stop%22%2C%22destroy%22%2C%22remove%22%2C%22connect%22%2C\
+    %22disconnect%22%5D%7D";
 
 /// `{"status":["running","paused"]}`; a paused container keeps its ports.
 const RUNNING: &str = "/containers/json?filters=%7B%22status%22%3A%5B%22running%22%2C%22paused%22%5D%7D";
