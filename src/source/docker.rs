@@ -123,6 +123,7 @@ pub fn session(socket: &Path, context: &Context) -> (bool, DockerError) {
         socket,
         context,
         base: String::new(),
+        podman: false,
         running: BTreeSet::new(),
         healthy: false,
     };
@@ -156,6 +157,8 @@ struct Session<'a> {
     context: &'a Context,
     /// `http://engine/v1.41`; the host is a label, the socket is what is connected to.
     base: String,
+    /// It is Podman that answers.
+    podman: bool,
     /// Containers known to run. Network events of any other are preparations or aftermath of its run.
     running: BTreeSet<Arc<str>>,
     healthy: bool,
@@ -208,13 +211,22 @@ impl Session<'_> {
             let engine = oldest.map_or(newest.to_string(), |oldest| format!("{oldest} to {newest}"));
             return Err(DockerError::Version { engine });
         }
-        log::debug!("docker: API version={version} engine={newest}");
+        self.podman = docker::is_podman(&body);
+        log::debug!("docker: API version={version} engine={newest} podman={}", self.podman);
         Ok(version)
     }
 
     fn list(&mut self) -> Result<(), DockerError> {
         let body = self.ask(RUNNING)?;
-        let (claims, skipped) = docker::containers(&body).map_err(|error| answer(RUNNING, error))?;
+        let (mut claims, skipped) = docker::containers(&body).map_err(|error| answer(RUNNING, error))?;
+        if self.podman {
+            // Of a published range, its list names the first port only.
+            for (id, bindings) in claims.iter_mut().filter(|(_, bindings)| !bindings.is_empty()) {
+                if let Some(all) = self.inspect(id)? {
+                    *bindings = all;
+                }
+            }
+        }
         self.running = claims.keys().cloned().collect();
         self.context.send(Event::Snapshot { source: Source::Docker, claims });
         self.healthy = true;
@@ -238,24 +250,32 @@ impl Session<'_> {
         }
     }
 
-    fn look_up(&mut self, id: Arc<str>) -> Result<(), DockerError> {
+    fn look_up(&self, id: Arc<str>) -> Result<(), DockerError> {
+        if let Some(bindings) = self.inspect(&id)? {
+            self.claim(id, bindings);
+        }
+        Ok(())
+    }
+
+    /// What a container publishes; `None` when its answer could not be read.
+    fn inspect(&self, id: &str) -> Result<Option<Bindings>, DockerError> {
         let path = format!("/containers/{id}/json");
         let response = self.get(&path, Some(ANSWER_TIMEOUT))?;
         if response.status() == 404 {
             // Gone already, and its `die` is on its way.
-            self.running.remove(&id);
-            self.claim(id, Bindings::new());
-            return Ok(());
+            return Ok(Some(Bindings::new()));
         }
         let body = self.body(check(&path, response)?)?;
         match docker::inspect(&body) {
             Ok(published) => {
-                self.claim(id, published.bindings);
                 published.skipped.into_iter().for_each(|reason| self.skipped(reason));
+                Ok(Some(published.bindings))
             }
-            Err(error) => self.skipped(answer(&path, error).to_string()),
+            Err(error) => {
+                self.skipped(answer(&path, error).to_string());
+                Ok(None)
+            }
         }
-        Ok(())
     }
 
     fn claim(&self, key: Arc<str>, bindings: Bindings) {
