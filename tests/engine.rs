@@ -289,7 +289,9 @@ fn bad_events_are_counted_and_the_list_is_read_again() {
     let (engine, receiver, agent) = setup(&[]);
     let mut oversized = vec![b'x'; 3 << 20];
     oversized.push(b'\n');
-    let bad: [&[u8]; 6] = [
+    let deep = format!("{}{}\n", "[".repeat(126), "]".repeat(126));
+    let bad: [&[u8]; 7] = [
+        deep.as_bytes(),
         b"{\"Type\":\"container\",\"Action\":\"sta\n",
         &oversized,
         b"\xff\xfe\x00\n",
