@@ -79,7 +79,7 @@ fn s02_engine_restart_keeps_then_compares() {
     receiver.wait_held(&["0.0.0.0:8001/tcp", "0.0.0.0:8002/tcp"]);
     engine.down(true);
     engine.hang_up();
-    agent.wait_log("source lost");
+    agent.wait_log("down down");
     assert_eq!(receiver.held().len(), 2, "kept for the grace time");
     engine.forget(&id(1));
     engine.add(&id(2), port("8003"));

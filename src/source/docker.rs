@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,6 +32,9 @@ const API_OLDEST: ApiVersion = ApiVersion { major: 1, minor: 24 };
 
 /// The largest answer that is read, in bytes. 10,000 published ports make about 3 MB.
 const BODY_BYTES_MAX: u64 = 32 << 20;
+
+/// Bytes of an error's message that are shown.
+const MESSAGE_BYTES_MAX: u64 = 512;
 
 /// The longest an answer may take as a whole. Never applies to the event stream, which has no end.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -309,11 +313,14 @@ fn answer(path: &str, error: ParseError) -> DockerError {
     DockerError::Answer { path: path.to_owned(), error }
 }
 
-fn check(path: &str, mut response: Response<Body>) -> Result<Response<Body>, DockerError> {
+fn check(path: &str, response: Response<Body>) -> Result<Response<Body>, DockerError> {
     let status = response.status().as_u16();
     if status == 200 {
         return Ok(response);
     }
-    let message = response.body_mut().with_config().limit(512).read_to_string().unwrap_or_default();
-    Err(DockerError::Status { path: path.to_owned(), status, message: message.trim().to_owned() })
+    let mut message = Vec::new();
+    // As much of it as there is: the status alone says that it failed.
+    let _ = response.into_body().into_reader().take(MESSAGE_BYTES_MAX).read_to_end(&mut message);
+    let message = String::from_utf8_lossy(&message).trim().to_owned();
+    Err(DockerError::Status { path: path.to_owned(), status, message })
 }
