@@ -114,7 +114,7 @@ impl std::error::Error for DockerError {}
 fn remedy(error: &ureq::Error) -> &'static str {
     match error {
         ureq::Error::Io(io) if io.kind() == std::io::ErrorKind::PermissionDenied => {
-            "run as root or as a member of the socket's group"
+            "run as the socket's owner or as a member of its group"
         }
         _ => "is it running? DOCKER_HOST=unix://PATH names another socket",
     }
