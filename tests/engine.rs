@@ -6,6 +6,7 @@
 mod support;
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
@@ -396,6 +397,35 @@ fn sigterm_withdraws_everything_and_a_restart_announces_it_again() {
     let agent = start(&engine, &receiver, &[]);
     receiver.wait_held(&["0.0.0.0:8001/tcp", "127.0.0.1:8002/tcp"]);
     drop(agent);
+}
+
+#[test]
+fn sigterm_withdraws_everything_at_a_receiver_that_closes_late() {
+    let (engine, dir) = (EngineStub::new(), TempDir::new());
+    let listener = UnixListener::bind(dir.join("late")).unwrap();
+    let (sender, documents) = std::sync::mpsc::channel();
+    // Takes every document at once, as the Privileged Service does, and closes when it has been carried out.
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let sender = sender.clone();
+            std::thread::spawn(move || {
+                let mut line = String::new();
+                let _ = BufReader::new(&stream).read_line(&mut line);
+                let _ = sender.send(line);
+                std::thread::sleep(Duration::from_millis(900));
+            });
+        }
+    });
+    for n in 0..8 {
+        engine.add(&id(n), ports(&[("80/tcp", "0.0.0.0", &format!("800{n}"))]));
+    }
+    let url = format!("unix://{}", dir.join("late").display());
+    let agent = Agent::start(None, &engine.socket(), &["--sink", &url, "--connect-interface", "lo"]);
+    let announced: Vec<String> = documents.iter().take(8).collect();
+    assert!(announced.iter().all(|line| line.contains("\"remove\":false")), "{announced:?}");
+    assert_eq!(agent.stop(), Some(0));
+    let withdrawn: Vec<String> = (0..8).map_while(|_| documents.recv_timeout(Duration::from_secs(2)).ok()).collect();
+    assert!(withdrawn.len() == 8 && withdrawn.iter().all(|line| line.contains("\"remove\":true")), "{withdrawn:?}");
 }
 
 #[test]
