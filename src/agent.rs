@@ -167,6 +167,7 @@ impl Agent {
                 log::info!("stopping: withdrawing everything");
                 end = Some(Instant::now() + SHUTDOWN_TIMEOUT);
                 self.threads.iter().for_each(|thread| thread.stop.raise());
+                self.sinks.iter().for_each(Running::hurry);
             }
             self.react(event);
         }

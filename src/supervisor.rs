@@ -10,8 +10,9 @@ use crate::backoff;
 use crate::event::{Event, Source};
 use crate::stop::Stop;
 
-/// Stack of every thread of ours, in bytes. Only what is touched counts as memory.
-pub const STACK_BYTES: usize = 128 * 1024;
+/// Stack of every thread of ours, in bytes. Only what is touched counts as memory. A debug build needs over half of it for
+/// JSON nested as deeply as serde_json lets it be.
+pub const STACK_BYTES: usize = 256 * 1024;
 
 /// What a source's thread has to do with: where its events go, and when it is to end.
 #[derive(Clone)]

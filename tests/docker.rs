@@ -281,24 +281,52 @@ fn a_changed_guest_address_is_announced_again() {
 }
 
 #[test]
+#[ignore = "needs root and docker (scripts/deps.sh docker)"]
+fn a_paused_container_keeps_its_ports() {
+    let (vm, receiver) = (Vm::new(), Receiver::new());
+    let engine = Engine::docker(&vm.guest);
+    engine.web("web", &["-p", "0.0.0.0:8080:80"]);
+    engine.ask(&["pause", "web"]);
+    let url = receiver.url();
+    let _agent = Agent::start(Some(&vm.guest), &engine.socket(), &["--sink", &url]);
+    receiver.wait_held(&["127.0.0.1:8080/tcp"]);
+    engine.remove("web");
+    receiver.wait_held(&[]);
+}
+
+#[test]
 #[ignore = "needs root and podman (scripts/deps.sh podman)"]
 fn podman_serves_the_same_source() {
     let vm = Vm::new();
     let receiver = Receiver::new();
     let engine = Engine::podman(&vm.guest);
     engine.web("before", &["-p", "8070:80"]);
+    // Its list names the first port of a range only.
+    engine.web("range", &["-p", "127.0.0.1:8060-8062:80-82"]);
     let url = receiver.url();
     let agent = Agent::start(Some(&vm.guest), &engine.socket(), &["--sink", &url]);
-    receiver.wait_held(&["127.0.0.1:8070/tcp"]);
+    let range = ["127.0.0.1:8060/tcp", "127.0.0.1:8061/tcp", "127.0.0.1:8062/tcp"];
+    receiver.wait_held(&[&range[..], &["127.0.0.1:8070/tcp"]].concat());
+    engine.remove("range");
     engine.web("web", &["-p", "8080:80", "-p", "127.0.0.1:8081:80", "-p", "5353:53/udp"]);
     let all = ["127.0.0.1:8070/tcp", "127.0.0.1:8080/tcp", "127.0.0.1:8081/tcp", "127.0.0.1:5353/udp"];
     receiver.wait_held(&all);
     engine.ask(&["restart", "-t", "0", "web"]);
     engine.web("after", &["-p", "8090:80"]);
     receiver.wait_held(&[&all[..], &["127.0.0.1:8090/tcp"]].concat());
+    for end in ["stop", "kill"] {
+        engine.ask(&[end, "after"]);
+        receiver.wait_held(&all);
+        engine.ask(&["start", "after"]);
+        receiver.wait_held(&[&all[..], &["127.0.0.1:8090/tcp"]].concat());
+    }
+    engine.ask(&["network", "create", "other"]);
+    engine.ask(&["network", "connect", "other", "web"]);
+    engine.ask(&["network", "disconnect", "other", "web"]);
     for name in ["before", "web", "after"] {
         engine.remove(name);
     }
     receiver.wait_held(&[]);
+    assert!(!agent.log().contains("skipped"), "{}", agent.log());
     assert_eq!(agent.stop(), Some(0));
 }

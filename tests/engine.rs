@@ -6,6 +6,7 @@
 mod support;
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
@@ -75,7 +76,7 @@ fn s02_engine_restart_keeps_then_compares() {
     receiver.wait_held(&["0.0.0.0:8001/tcp", "0.0.0.0:8002/tcp"]);
     engine.down(true);
     engine.hang_up();
-    agent.wait_log("source lost");
+    agent.wait_log("down down");
     assert_eq!(receiver.held().len(), 2, "kept for the grace time");
     engine.forget(&id(1));
     engine.add(&id(2), port("8003"));
@@ -285,7 +286,9 @@ fn bad_events_are_counted_and_the_list_is_read_again() {
     let (engine, receiver, agent) = setup(&[]);
     let mut oversized = vec![b'x'; 3 << 20];
     oversized.push(b'\n');
-    let bad: [&[u8]; 6] = [
+    let deep = format!("{}{}\n", "[".repeat(126), "]".repeat(126));
+    let bad: [&[u8]; 7] = [
+        deep.as_bytes(),
         b"{\"Type\":\"container\",\"Action\":\"sta\n",
         &oversized,
         b"\xff\xfe\x00\n",
@@ -390,6 +393,35 @@ fn sigterm_withdraws_everything_and_a_restart_announces_it_again() {
     let agent = start(&engine, &receiver, &[]);
     receiver.wait_held(&["0.0.0.0:8001/tcp", "127.0.0.1:8002/tcp"]);
     drop(agent);
+}
+
+#[test]
+fn sigterm_withdraws_everything_at_a_receiver_that_closes_late() {
+    let (engine, dir) = (EngineStub::new(), TempDir::new());
+    let listener = UnixListener::bind(dir.join("late")).unwrap();
+    let (sender, documents) = std::sync::mpsc::channel();
+    // Takes every document at once, as the Privileged Service does, and closes when it has been carried out.
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let sender = sender.clone();
+            std::thread::spawn(move || {
+                let mut line = String::new();
+                let _ = BufReader::new(&stream).read_line(&mut line);
+                let _ = sender.send(line);
+                std::thread::sleep(Duration::from_millis(900));
+            });
+        }
+    });
+    for n in 0..8 {
+        engine.add(&id(n), ports(&[("80/tcp", "0.0.0.0", &format!("800{n}"))]));
+    }
+    let url = format!("unix://{}", dir.join("late").display());
+    let agent = Agent::start(None, &engine.socket(), &["--sink", &url, "--connect-interface", "lo"]);
+    let announced: Vec<String> = documents.iter().take(8).collect();
+    assert!(announced.iter().all(|line| line.contains("\"remove\":false")), "{announced:?}");
+    assert_eq!(agent.stop(), Some(0));
+    let withdrawn: Vec<String> = (0..8).map_while(|_| documents.recv_timeout(Duration::from_secs(2)).ok()).collect();
+    assert!(withdrawn.len() == 8 && withdrawn.iter().all(|line| line.contains("\"remove\":true")), "{withdrawn:?}");
 }
 
 #[test]

@@ -48,6 +48,13 @@ pub fn versions(body: &[u8]) -> Result<(ApiVersion, Option<ApiVersion>), ParseEr
     Ok((newest, version("MinAPIVersion")))
 }
 
+/// Whether the body of `GET /version` is Podman's.
+pub fn is_podman(body: &[u8]) -> bool {
+    let value: Value = serde_json::from_slice(body).unwrap_or_default();
+    let components = value.get("Components").and_then(Value::as_array).into_iter().flatten();
+    components.filter_map(|component| component.get("Name")?.as_str()).any(|name| name == "Podman Engine")
+}
+
 /// What an event means for published ports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DockerEvent {
@@ -81,7 +88,9 @@ pub fn event(line: &[u8]) -> Result<Option<DockerEvent>, ParseError> {
         }
         "network" if action == "connect" || action == "disconnect" => {
             let attributes = actor.and_then(|a| a.get("Attributes"));
-            let container = id("Actor.Attributes.container", attributes.and_then(|a| a.get("container")))?;
+            // Podman's actor is the container, Docker's the network.
+            let container = attributes.and_then(|a| a.get("container")).or_else(|| actor?.get("ID"));
+            let container = id("Actor.Attributes.container", container)?;
             Ok(Some(DockerEvent::NetworkChanged(container)))
         }
         _ => Ok(None),
@@ -211,6 +220,10 @@ mod tests {
         assert_eq!(both, (v(41), Some(v(12))));
         assert_eq!(versions(br#"{"ApiVersion":"1.9"}"#).unwrap(), (v(9), None));
         assert!(v(9) < v(41), "compared as numbers");
+        assert!(is_podman(br#"{"Components":[{"Name":"Podman Engine","Version":"4.3.1"}],"ApiVersion":"1.41"}"#));
+        for other in [&br#"{"Components":[{"Name":"Engine"}]}"#[..], br#"{"Components":[{}]}"#, b"{}", b""] {
+            assert!(!is_podman(other));
+        }
         for bad in ["", "{}", "[]", r#"{"ApiVersion":1.41}"#, r#"{"ApiVersion":"1"}"#, r#"{"ApiVersion":"1.x"}"#] {
             assert!(versions(bad.as_bytes()).is_err(), "{bad}");
         }
@@ -232,7 +245,10 @@ mod tests {
             assert_eq!(event(container(action).as_bytes()).unwrap(), expect, "{action}");
         }
         let network = r#"{"Type":"network","Action":"connect","Actor":{"ID":"n","Attributes":{"container":"4f1d"}}}"#;
-        assert_eq!(event(network.as_bytes()).unwrap(), Some(DockerEvent::NetworkChanged(id)));
+        let podmans = r#"{"Type":"network","Action":"connect","Actor":{"ID":"4f1d","Attributes":{"name":"web"}}}"#;
+        for network in [network, podmans] {
+            assert_eq!(event(network.as_bytes()).unwrap(), Some(DockerEvent::NetworkChanged(id.clone())));
+        }
         assert_eq!(event(br#"{"Type":"volume","Action":"mount"}"#).unwrap(), None);
     }
 

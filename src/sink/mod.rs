@@ -7,6 +7,8 @@ pub mod stdout;
 pub mod vtunnel;
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
@@ -28,6 +30,9 @@ pub trait Sink: Send {
     /// Looks whether the peer is still there.
     fn beat(&mut self) {}
 
+    /// The agent ends: what is left is to be carried out as fast as can be. Called before each document from then on.
+    fn hurry(&mut self) {}
+
     /// Asked after each document and beat: why what the peer holds is not known any more, if that is so.
     fn take_reset(&mut self) -> Option<String> {
         None
@@ -38,6 +43,7 @@ pub trait Sink: Send {
 pub struct Running {
     id: SinkId,
     queue: SyncSender<Document>,
+    hurry: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
@@ -46,6 +52,8 @@ impl Running {
     pub fn start(id: SinkId, name: &str, mut sink: Box<dyn Sink>, events: SyncSender<Event>) -> io::Result<Running> {
         // The reconciler never has more documents out, so the queue cannot overflow.
         let (queue, documents) = sync_channel::<Document>(IN_FLIGHT_MAX);
+        let hurry = Arc::new(AtomicBool::new(false));
+        let in_a_hurry = hurry.clone();
         let thread = Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(move || {
             let mut listening = true;
             while listening {
@@ -55,6 +63,9 @@ impl Running {
                 };
                 listening = match next {
                     Ok(document) => {
+                        if in_a_hurry.load(Ordering::Relaxed) {
+                            sink.hurry();
+                        }
                         let answer = sink.carry_out(&document);
                         events.send(Event::Answered { sink: id, ticket: document.ticket, answer }).is_ok()
                     }
@@ -69,7 +80,7 @@ impl Running {
                 }
             }
         })?;
-        Ok(Running { id, queue, thread })
+        Ok(Running { id, queue, hurry, thread })
     }
 
     /// Queues a document. Never blocks: where it cannot be queued, the answer comes at once.
@@ -81,6 +92,11 @@ impl Running {
                 Some(Event::Answered { sink: self.id, ticket: document.ticket, answer })
             }
         }
+    }
+
+    /// See [`Sink::hurry`].
+    pub fn hurry(&self) {
+        self.hurry.store(true, Ordering::Relaxed);
     }
 
     /// Lets the thread end, and hands it over to be joined.

@@ -6,7 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,18 +15,25 @@ use super::Sink;
 use crate::cidr::Cidr;
 use crate::event::{Answer, Document, Failure, FailureKind, Operation};
 use crate::net;
-use crate::port::Binding;
+use crate::port::{Binding, Protocol};
 use crate::relay::{Admit, Limits, Relay};
 
 /// How long the list of default gateways is believed.
 const GATEWAYS_AGE_MAX: Duration = Duration::from_secs(1);
 
+/// Where something is listened on; ordered by port, since one binding's are all on the same.
+type Door = (Protocol, NonZeroU16, IpAddr);
+
+fn door(binding: Binding, ip: IpAddr) -> Door {
+    (binding.protocol, binding.host_port, ip)
+}
+
 /// Carries bindings over a [`Relay`].
 pub struct RelaySink {
     relay: Relay,
     interface: String,
-    /// Where each binding is listened for.
-    listening: BTreeMap<Binding, Vec<SocketAddr>>,
+    /// What is listened on, and the binding it leads to.
+    listening: BTreeMap<Door, Binding>,
 }
 
 impl RelaySink {
@@ -35,37 +43,45 @@ impl RelaySink {
         Ok(RelaySink { relay, interface, listening: BTreeMap::new() })
     }
 
+    /// After an error the caller closes the binding: some of it may be open.
     fn open(&mut self, binding: Binding, addrs: &[IpAddr]) -> Result<(), Failure> {
         let target = binding.socket_addr();
-        let same_family = |ip: &&IpAddr| ip.is_ipv4() == target.is_ipv4();
-        let wanted: Vec<SocketAddr> = match addrs.contains(&target.ip()) {
+        let wanted: Vec<IpAddr> = match addrs.contains(&target.ip()) {
             // Published on the connect interface itself: it answers there already.
             true => Vec::new(),
-            false => addrs.iter().filter(same_family).map(|ip| SocketAddr::new(*ip, target.port())).collect(),
+            false => addrs.iter().copied().filter(|ip| ip.is_ipv4() == target.is_ipv4()).collect(),
         };
         if wanted.is_empty() && !addrs.contains(&target.ip()) {
             let family = if target.is_ipv4() { "IPv4" } else { "IPv6" };
             return Err(failed(format!("{} has no {family} address to relay from", self.interface)));
         }
-        let before = self.listening.remove(&binding).unwrap_or_default();
-        for addr in before.iter().filter(|addr| !wanted.contains(addr)) {
-            self.relay.close(binding.protocol, *addr);
-        }
-        for (i, addr) in wanted.iter().enumerate() {
-            if let Err(error) = self.relay.open(binding.protocol, *addr, target) {
-                for addr in wanted.iter().take(i) {
-                    self.relay.close(binding.protocol, *addr);
+        self.close_all_but(binding, &wanted);
+        for ip in wanted {
+            let addr = SocketAddr::new(ip, target.port());
+            // The relay would lead what is open elsewhere from now on.
+            match self.listening.get(&door(binding, ip)) {
+                Some(other) if *other != binding => {
+                    let reason = format!("relay: {addr} already leads to {other}");
+                    return Err(Failure { kind: FailureKind::Conflict, reason });
                 }
-                return Err(explain(*addr, &error));
+                Some(_) | None => self.relay.open(binding.protocol, addr, target).map_err(|e| explain(addr, &e))?,
             }
+            self.listening.insert(door(binding, ip), binding);
         }
-        self.listening.insert(binding, wanted);
         Ok(())
     }
 
     fn close(&mut self, binding: Binding) {
-        for addr in self.listening.remove(&binding).unwrap_or_default() {
-            self.relay.close(binding.protocol, addr);
+        self.close_all_but(binding, &[]);
+    }
+
+    fn close_all_but(&mut self, binding: Binding, keep: &[IpAddr]) {
+        let first = door(binding, Ipv4Addr::UNSPECIFIED.into());
+        let of_port = self.listening.range(first..).take_while(|(door, _)| (door.0, door.1) == (first.0, first.1));
+        let open: Vec<IpAddr> = of_port.filter(|(_, leads_to)| **leads_to == binding).map(|(door, _)| door.2).collect();
+        for ip in open.into_iter().filter(|ip| !keep.contains(ip)) {
+            self.relay.close(binding.protocol, SocketAddr::new(ip, binding.host_port.get()));
+            self.listening.remove(&door(binding, ip));
         }
     }
 }
@@ -127,4 +143,61 @@ fn admit(interface: String, peers: Vec<Cidr>) -> Admit {
         }
         known.1.contains(&ip)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+
+    const LIMITS: Limits = Limits {
+        connections_max: 8,
+        flows_max: 8,
+        flow_idle: Duration::from_secs(90),
+        connect_timeout: Duration::from_secs(5),
+    };
+
+    fn relay() -> RelaySink {
+        RelaySink::start("lo".into(), vec![Cidr::parse("127.0.0.0/8").unwrap()], LIMITS).unwrap()
+    }
+
+    fn ip(last: u8) -> IpAddr {
+        IpAddr::from([127, 0, 77, last])
+    }
+
+    fn free_port() -> std::num::NonZeroU16 {
+        let port = TcpListener::bind((ip(1), 0)).unwrap().local_addr().unwrap().port();
+        port.try_into().unwrap()
+    }
+
+    fn answers(addr: IpAddr, port: std::num::NonZeroU16) -> bool {
+        TcpStream::connect((addr, port.get())).is_ok()
+    }
+
+    #[test]
+    fn two_bindings_never_share_an_address_and_port() {
+        let mut relay = relay();
+        let first = Binding { protocol: Protocol::Tcp, host_ip: ip(1), host_port: free_port() };
+        let second = first.on(ip(2));
+        relay.open(first, &[ip(9)]).unwrap();
+        let refused = relay.open(second, &[ip(9)]).unwrap_err();
+        assert_eq!(refused.kind, FailureKind::Conflict, "{refused:?}");
+        relay.close(second);
+        assert!(answers(ip(9), first.host_port), "the first one's is left alone");
+        relay.open(first, &[ip(9)]).unwrap();
+        relay.close(first);
+        relay.open(second, &[ip(9)]).unwrap();
+    }
+
+    #[test]
+    fn nothing_is_left_when_one_of_several_addresses_fails() {
+        let mut relay = relay();
+        let binding = Binding { protocol: Protocol::Tcp, host_ip: ip(1), host_port: free_port() };
+        relay.open(binding, &[ip(9)]).unwrap();
+        let _busy = TcpListener::bind((ip(8), binding.host_port.get())).unwrap();
+        let refused = relay.open(binding, &[ip(8), ip(9)]).unwrap_err();
+        assert_eq!(refused.kind, FailureKind::Conflict, "{refused:?}");
+        relay.close(binding);
+        assert!(!answers(ip(9), binding.host_port), "closed with the rest");
+    }
 }

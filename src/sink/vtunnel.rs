@@ -29,6 +29,10 @@ const PEER_TIMEOUT: Duration = Duration::from_secs(3);
 /// the same.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// The same when the agent ends, and all of its documents have to be out within 5 s: the Privileged Service closes only
+/// when it has carried the document out.
+const CLOSE_TIMEOUT_STOPPING: Duration = Duration::from_millis(20);
+
 /// Bytes of an answer; only our own host end sends any, and more than that is not waited for.
 const ANSWER_BYTES_MAX: usize = 4096;
 
@@ -77,12 +81,22 @@ pub struct Vtunnel {
     silent: bool,
     /// It did not answer the last heartbeat.
     lost: bool,
+    /// The longest wait for its close.
+    patience: Duration,
 }
 
 impl Vtunnel {
     /// A sink for that address.
     pub fn new(address: Address, interface: String) -> Vtunnel {
-        Vtunnel { address, interface, session: None, restarted: false, silent: false, lost: false }
+        Vtunnel {
+            address,
+            interface,
+            session: None,
+            restarted: false,
+            silent: false,
+            lost: false,
+            patience: CLOSE_TIMEOUT,
+        }
     }
 
     fn connect(&self) -> io::Result<Box<dyn Stream>> {
@@ -115,7 +129,9 @@ impl Vtunnel {
             Ok(stream) => stream,
             Err(error) => return Answer::Unreachable(error.to_string()),
         };
-        match deliver(stream.as_mut(), &bytes) {
+        // A host end with a session closes at once, and its answer is asked for.
+        let patience = if self.session.is_some() { CLOSE_TIMEOUT } else { self.patience };
+        match deliver(stream.as_mut(), &bytes, patience) {
             Ok(answer) if self.meet(&answer) => Answer::Done { failed: Vec::new() },
             Ok(_) => Answer::Uncertain("the host end closed without taking the document".into()),
             Err(error) => Answer::Uncertain(format!("the peer did not take the document: {error}")),
@@ -151,20 +167,24 @@ impl Sink for Vtunnel {
         self.lost = !matches!(answer, Answer::Done { .. });
     }
 
+    fn hurry(&mut self) {
+        self.patience = CLOSE_TIMEOUT_STOPPING;
+    }
+
     fn take_reset(&mut self) -> Option<String> {
         std::mem::take(&mut self.restarted).then(|| "the host end has restarted".to_owned())
     }
 }
 
 /// Writes the document, waits for the receiver to close, and returns what it answered.
-fn deliver(stream: &mut dyn Stream, document: &[u8]) -> io::Result<Vec<u8>> {
-    stream.timeouts(PEER_TIMEOUT, CLOSE_TIMEOUT)?;
+fn deliver(stream: &mut dyn Stream, document: &[u8], patience: Duration) -> io::Result<Vec<u8>> {
+    stream.timeouts(PEER_TIMEOUT, patience)?;
     write_all_within(stream, document, PEER_TIMEOUT)?;
     stream.no_more()?;
     let begun = Instant::now();
     let mut answer = Vec::new();
     let mut chunk = [0; 256];
-    while answer.len() < ANSWER_BYTES_MAX && begun.elapsed() < CLOSE_TIMEOUT {
+    while answer.len() < ANSWER_BYTES_MAX && begun.elapsed() < patience {
         match stream.read(&mut chunk) {
             Ok(0) => break,
             Ok(n) => answer.extend_from_slice(chunk.get(..n).unwrap_or_default()),

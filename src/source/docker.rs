@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,6 +33,9 @@ const API_OLDEST: ApiVersion = ApiVersion { major: 1, minor: 24 };
 /// The largest answer that is read, in bytes. 10,000 published ports make about 3 MB.
 const BODY_BYTES_MAX: u64 = 32 << 20;
 
+/// Bytes of an error's message that are shown.
+const MESSAGE_BYTES_MAX: u64 = 512;
+
 /// The longest an answer may take as a whole. Never applies to the event stream, which has no end.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -41,12 +45,15 @@ const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// The list is read again after bad events, at most this often.
 const RELIST_INTERVAL: Duration = Duration::from_secs(1);
 
-/// `{"type":["container","network"],"event":["start","die","stop","destroy","remove","connect","disconnect"]}`
+/// `{"type":["container","network"],
+/// "event":["start","die","died","stop","destroy","remove","connect","disconnect"]}`. Podman 4.3 matches its own word
+/// `died`, which it then writes as `die`.
 const EVENTS: &str = "/events?filters=%7B%22type%22%3A%5B%22container%22%2C%22network%22%5D%2C%22event%22%3A%5B\
-    %22start%22%2C%22die%22%2C%22stop%22%2C%22destroy%22%2C%22remove%22%2C%22connect%22%2C%22disconnect%22%5D%7D";
+    %22start%22%2C%22die%22%2C%22died%22%2C%22stop%22%2C%22destroy%22%2C%22remove%22%2C%22connect%22%2C\
+    %22disconnect%22%5D%7D";
 
-/// `{"status":["running"]}`
-const RUNNING: &str = "/containers/json?filters=%7B%22status%22%3A%5B%22running%22%5D%7D";
+/// `{"status":["running","paused"]}`; a paused container keeps its ports.
+const RUNNING: &str = "/containers/json?filters=%7B%22status%22%3A%5B%22running%22%2C%22paused%22%5D%7D";
 
 /// Why a session ended.
 #[derive(Debug)]
@@ -107,7 +114,7 @@ impl std::error::Error for DockerError {}
 fn remedy(error: &ureq::Error) -> &'static str {
     match error {
         ureq::Error::Io(io) if io.kind() == std::io::ErrorKind::PermissionDenied => {
-            "run as root or as a member of the socket's group"
+            "run as the socket's owner or as a member of its group"
         }
         _ => "is it running? DOCKER_HOST=unix://PATH names another socket",
     }
@@ -120,6 +127,7 @@ pub fn session(socket: &Path, context: &Context) -> (bool, DockerError) {
         socket,
         context,
         base: String::new(),
+        podman: false,
         running: BTreeSet::new(),
         healthy: false,
     };
@@ -153,6 +161,8 @@ struct Session<'a> {
     context: &'a Context,
     /// `http://engine/v1.41`; the host is a label, the socket is what is connected to.
     base: String,
+    /// It is Podman that answers.
+    podman: bool,
     /// Containers known to run. Network events of any other are preparations or aftermath of its run.
     running: BTreeSet<Arc<str>>,
     healthy: bool,
@@ -205,13 +215,22 @@ impl Session<'_> {
             let engine = oldest.map_or(newest.to_string(), |oldest| format!("{oldest} to {newest}"));
             return Err(DockerError::Version { engine });
         }
-        log::debug!("docker: API version={version} engine={newest}");
+        self.podman = docker::is_podman(&body);
+        log::debug!("docker: API version={version} engine={newest} podman={}", self.podman);
         Ok(version)
     }
 
     fn list(&mut self) -> Result<(), DockerError> {
         let body = self.ask(RUNNING)?;
-        let (claims, skipped) = docker::containers(&body).map_err(|error| answer(RUNNING, error))?;
+        let (mut claims, skipped) = docker::containers(&body).map_err(|error| answer(RUNNING, error))?;
+        if self.podman {
+            // Of a published range, its list names the first port only.
+            for (id, bindings) in claims.iter_mut().filter(|(_, bindings)| !bindings.is_empty()) {
+                if let Some(all) = self.inspect(id)? {
+                    *bindings = all;
+                }
+            }
+        }
         self.running = claims.keys().cloned().collect();
         self.context.send(Event::Snapshot { source: Source::Docker, claims });
         self.healthy = true;
@@ -235,24 +254,32 @@ impl Session<'_> {
         }
     }
 
-    fn look_up(&mut self, id: Arc<str>) -> Result<(), DockerError> {
+    fn look_up(&self, id: Arc<str>) -> Result<(), DockerError> {
+        if let Some(bindings) = self.inspect(&id)? {
+            self.claim(id, bindings);
+        }
+        Ok(())
+    }
+
+    /// What a container publishes; `None` when its answer could not be read.
+    fn inspect(&self, id: &str) -> Result<Option<Bindings>, DockerError> {
         let path = format!("/containers/{id}/json");
         let response = self.get(&path, Some(ANSWER_TIMEOUT))?;
         if response.status() == 404 {
             // Gone already, and its `die` is on its way.
-            self.running.remove(&id);
-            self.claim(id, Bindings::new());
-            return Ok(());
+            return Ok(Some(Bindings::new()));
         }
         let body = self.body(check(&path, response)?)?;
         match docker::inspect(&body) {
             Ok(published) => {
-                self.claim(id, published.bindings);
                 published.skipped.into_iter().for_each(|reason| self.skipped(reason));
+                Ok(Some(published.bindings))
             }
-            Err(error) => self.skipped(answer(&path, error).to_string()),
+            Err(error) => {
+                self.skipped(answer(&path, error).to_string());
+                Ok(None)
+            }
         }
-        Ok(())
     }
 
     fn claim(&self, key: Arc<str>, bindings: Bindings) {
@@ -286,11 +313,14 @@ fn answer(path: &str, error: ParseError) -> DockerError {
     DockerError::Answer { path: path.to_owned(), error }
 }
 
-fn check(path: &str, mut response: Response<Body>) -> Result<Response<Body>, DockerError> {
+fn check(path: &str, response: Response<Body>) -> Result<Response<Body>, DockerError> {
     let status = response.status().as_u16();
     if status == 200 {
         return Ok(response);
     }
-    let message = response.body_mut().with_config().limit(512).read_to_string().unwrap_or_default();
-    Err(DockerError::Status { path: path.to_owned(), status, message: message.trim().to_owned() })
+    let mut message = Vec::new();
+    // As much of it as there is: the status alone says that it failed.
+    let _ = response.into_body().into_reader().take(MESSAGE_BYTES_MAX).read_to_end(&mut message);
+    let message = String::from_utf8_lossy(&message).trim().to_owned();
+    Err(DockerError::Status { path: path.to_owned(), status, message })
 }

@@ -169,7 +169,7 @@ fn serve(stream: UnixStream, state: &Mutex<State>) {
 
 fn answer(state: &mut State, path: &str) -> (&'static str, String) {
     if state.down {
-        return ("500 Internal Server Error", r#"{"message":"down"}"#.into());
+        return ("500 Internal Server Error", json!({"message": "down ".repeat(200)}).to_string());
     }
     if path == "/version" {
         return ("200 OK", state.version.clone());
