@@ -22,7 +22,9 @@ use std::time::{Duration, Instant};
 
 use nix::libc::linger;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, setsockopt, socket, sockopt};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, bind, getsockname, send, setsockopt, socket, sockopt,
+};
 use rancher_desktop_agent::port::Protocol::{Tcp, Udp};
 use rancher_desktop_agent::relay::{Limits, Relay};
 use relay_support::*;
@@ -552,4 +554,38 @@ fn thousands_of_listeners_come_and_go() {
         println!("round {round}: {} listeners in {:?}", 2 * ports, start.elapsed());
         assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
     }
+}
+
+#[test]
+fn urgent_data_is_carried_in_its_place() {
+    const NAME: &str = "relay-urgent";
+    let (heard, hears) = channel();
+    let server = tcp_server(V4, move |mut stream| {
+        let mut got = Vec::new();
+        let mut buffer = [0; 64];
+        while let Ok(bytes @ 1..) = stream.read(&mut buffer) {
+            got.extend_from_slice(&buffer[..bytes]);
+            heard.send(got.clone()).unwrap();
+        }
+    });
+    let relay = Relay::start(NAME, limits(), Arc::new(|_| true)).unwrap();
+    let listen = open(&relay, Tcp, V4, server);
+    let urge = |stream: &TcpStream, bytes: &[u8]| send(stream.as_raw_fd(), bytes, MsgFlags::MSG_OOB).unwrap();
+
+    let mut stream = client(listen);
+    urge(&stream, b"!");
+    stream.write_all(b"behind").unwrap();
+    while hears.recv_timeout(PATIENCE).unwrap() != b"!behind" {}
+    assert_quiet(NAME);
+    stream.write_all(b" it").unwrap();
+    while hears.recv_timeout(PATIENCE).unwrap() != b"!behind it" {}
+
+    // Urgent data and the end, both there before the relay looks.
+    let mut stream = client(listen);
+    stream.write_all(b"a").unwrap();
+    urge(&stream, b"!");
+    stream.write_all(b"b").unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+    assert_eq!(hears.try_iter().last().unwrap(), b"a!b");
 }

@@ -1,7 +1,7 @@
 //! One TCP connection: its thread connects to the target and then carries bytes until the connection ends.
 //!
-//! Nothing outlives the relay: the listener's stop descriptor is watched wherever the thread waits. Nothing ends a stream as
-//! if it were complete when it is not: an [`Endpoint`] is reset unless it was carried to its end.
+//! Nothing outlives the relay: the listener's stop descriptor is watched wherever the thread waits. Nothing ends a stream
+//! as if it were complete when it is not: an [`Endpoint`] is reset unless it was carried to its end.
 
 use std::convert::Infallible;
 use std::io;

@@ -1,4 +1,5 @@
-//! Moves bytes between two connected TCP sockets, both ways, with splice: they never come into this process's memory.
+//! Moves bytes between two connected TCP sockets, both ways, with splice: they never come into this process's memory
+//! (but urgent data, which is carried in its place among the rest).
 //!
 //! Each direction is in one of three states. It reads only into an empty pipe, hence it never has to ask whether a
 //! splice that would block found the socket empty or the pipe full, and a receiver that does not read stops its sender:
@@ -19,8 +20,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{Shutdown, shutdown};
-use nix::unistd::pipe2;
+use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
+use nix::unistd::{pipe2, write};
 
 /// A connection that is closed on one side and carries nothing for this long has been forgotten by its owners.
 const HALF_CLOSED_IDLE: Duration = Duration::from_secs(60 * 60);
@@ -31,6 +32,9 @@ const BULK_PIPE_BYTES: i32 = 256 * 1024;
 
 /// A read of this much is likely to have left more behind: it is worth reading again before asking poll.
 const BULK_READ_BYTES: usize = 16 * 1024;
+
+/// What is read at once where splice cannot: an empty pipe takes as much in one piece.
+const COPY_BYTES: usize = 1024;
 
 /// Reads before the other direction and the stop descriptor get their turn.
 const READS_MAX: usize = 16;
@@ -167,7 +171,23 @@ impl Pipe {
     }
 
     fn fill(&self, source: BorrowedFd<'_>) -> nix::Result<usize> {
-        splice(source, None, self.write.as_fd(), None, BULK_PIPE_BYTES.unsigned_abs() as usize, flags())
+        match splice(source, None, self.write.as_fd(), None, BULK_PIPE_BYTES.unsigned_abs() as usize, flags()) {
+            // In front of urgent data splice says so too, though poll says that there is something to read: ask again.
+            Ok(0) | Err(Errno::EAGAIN) => self.copy(source),
+            other => other,
+        }
+    }
+
+    /// Fills the pipe without splice, which never gets past urgent data; reading does.
+    fn copy(&self, source: BorrowedFd<'_>) -> nix::Result<usize> {
+        let mut buffer = [0; COPY_BYTES];
+        let read = recv(source.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT)?;
+        let bytes = buffer.get(..read).unwrap_or_default();
+        if !bytes.is_empty() && write(&self.write, bytes)? != read {
+            // Not to be expected of an empty pipe.
+            return Err(Errno::EIO);
+        }
+        Ok(read)
     }
 
     fn drain(&self, sink: BorrowedFd<'_>, bytes: usize) -> nix::Result<usize> {

@@ -78,6 +78,8 @@ fn bind_to(fd: &OwnedFd, addr: SocketAddr) -> nix::Result<()> {
 fn tcp_options(fd: &OwnedFd) -> nix::Result<()> {
     let (idle, interval, count) = KEEPALIVE;
     setsockopt(fd, sockopt::TcpNoDelay, &true)?;
+    // Or else reading leaves out the urgent byte.
+    setsockopt(fd, sockopt::OobInline, &true)?;
     setsockopt(fd, sockopt::KeepAlive, &true)?;
     setsockopt(fd, sockopt::TcpKeepIdle, &idle)?;
     setsockopt(fd, sockopt::TcpKeepInterval, &interval)?;
@@ -103,6 +105,7 @@ mod tests {
             }
         };
         assert!(getsockopt(&accepted, sockopt::TcpNoDelay).unwrap());
+        assert!(getsockopt(&accepted, sockopt::OobInline).unwrap());
         assert!(getsockopt(&accepted, sockopt::KeepAlive).unwrap());
         assert_eq!(getsockopt(&accepted, sockopt::TcpKeepIdle).unwrap(), KEEPALIVE.0);
         assert_eq!(getsockopt(&accepted, sockopt::TcpKeepInterval).unwrap(), KEEPALIVE.1);
