@@ -6,16 +6,18 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use support::agent::Agent;
 use support::engine_stub::{EngineStub, id, ports};
 use support::receiver::Receiver;
-use support::{TempDir, descriptors, eventually, status_kb, within};
+use support::{DEADLINE, TempDir, descriptors, eventually, status_kb, within};
 
 /// The connect interface is the loopback one, so that the documents are the same everywhere.
 const CONNECT: &str =
@@ -168,6 +170,37 @@ fn s08_restarted_sink_is_told_again() {
     receiver.forget();
     receiver.listen();
     receiver.wait_held(&["0.0.0.0:8001/tcp", "0.0.0.0:8002/tcp"]);
+}
+
+#[test]
+fn s08_peer_that_took_connections_while_its_host_restarted_is_told_again() {
+    let engine = EngineStub::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("tcp://{}", listener.local_addr().unwrap());
+    let (down, (sender, documents)) = (Arc::new(AtomicBool::new(false)), std::sync::mpsc::channel());
+    let is_down = down.clone();
+    // As vtunnel's peer does: it always accepts, and drops the connection when the host is not there.
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut text = String::new();
+            if is_down.load(Ordering::SeqCst) {
+                let _ = stream.peek(&mut [0]);
+            } else if stream.read_to_string(&mut text).is_ok() {
+                let _ = sender.send(text);
+            }
+        }
+    });
+    engine.add(&id(1), ports(&[("80/tcp", "0.0.0.0", "8001")]));
+    let args = ["--sink", &url, "-adminInstall", "--connect-interface", "lo"];
+    let agent = Agent::start(None, &engine.socket(), &args);
+    let next = || documents.recv_timeout(DEADLINE).unwrap();
+    assert!(next().contains("8001"));
+    down.store(true, Ordering::SeqCst);
+    engine.start(&id(2), ports(&[("80/tcp", "0.0.0.0", "8002")]));
+    agent.wait_log("did not take the document");
+    down.store(false, Ordering::SeqCst);
+    let again = [next(), next()].concat();
+    assert!(again.contains("8001") && again.contains("8002"), "{again}");
 }
 
 #[test]
