@@ -9,6 +9,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use nix::sys::signal::Signal;
 use support::agent::Agent;
 use support::engine_stub::{EngineStub, id, ports};
 use support::receiver::Receiver;
-use support::{DEADLINE, TempDir, descriptors, eventually, status_kb, within};
+use support::{DEADLINE, Process, TempDir, descriptors, eventually, status_kb, within};
 
 /// The connect interface is the loopback one, so that the documents are the same everywhere.
 const CONNECT: &str =
@@ -473,6 +474,28 @@ fn second_signal_ends_at_once() {
     agent.process.signal(Signal::SIGTERM);
     assert_eq!(agent.process.wait(), Some(143));
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn second_signal_ends_an_agent_whose_log_nobody_reads() {
+    let engine = EngineStub::new();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rancher-desktop-guestagent"));
+    command.args(["-docker", "-debug", "--sink", "stdout:"]).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut agent = Process::spawn(command.env("DOCKER_HOST", format!("unix://{}", engine.socket().display())));
+    eventually("the list", || engine.requests().get(2).cloned().ok_or(()));
+    // A line in the log for each: the pipe is full first, the channel then.
+    engine.raw("x\n".repeat(5000).as_bytes());
+    let io = format!("/proc/{}/io", agent.pid());
+    eventually("a full pipe", || {
+        let text = fs::read_to_string(&io).unwrap();
+        let wchar = text.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap();
+        wchar.parse::<u64>().ok().filter(|n| *n > 64_000).ok_or(text)
+    });
+    within(Duration::from_secs(5), "its end", || {
+        agent.signal(Signal::SIGTERM);
+        if agent.is_running() { Err(()) } else { Ok(()) }
+    });
+    assert_eq!(agent.wait(), Some(143));
 }
 
 #[test]
