@@ -60,7 +60,7 @@ fn summary(config: &Config) -> String {
 fn run(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
     logging::start(config.log_format, config.debug)?;
     // Blocked before any thread starts, so that only the signal thread sees them.
-    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     signals.thread_block()?;
     let keep: &[Capability] = if needs_relay(config) { &[Capability::CAP_NET_BIND_SERVICE] } else { &[] };
     privileges::drop_to(keep)?;

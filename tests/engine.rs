@@ -428,9 +428,12 @@ fn sigterm_withdraws_everything_and_a_restart_announces_it_again() {
     receiver.wait_held(&["0.0.0.0:8001/tcp", "127.0.0.1:8002/tcp"]);
     assert_eq!(agent.stop(), Some(0));
     assert_eq!(receiver.held(), Vec::<String>::new());
-    let agent = start(&engine, &receiver, &[]);
+    let mut agent = start(&engine, &receiver, &[]);
     receiver.wait_held(&["0.0.0.0:8001/tcp", "127.0.0.1:8002/tcp"]);
-    drop(agent);
+    // The terminal it was started from is closed.
+    agent.process.signal(Signal::SIGHUP);
+    assert_eq!(agent.process.wait(), Some(0));
+    assert_eq!(receiver.held(), Vec::<String>::new());
 }
 
 #[test]
