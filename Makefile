@@ -37,11 +37,13 @@ install: ## install the musl binaries where they are built, else this machine's 
 	@[ -x $(MUSL)/rancher-desktop-guestagent ] || [ -x target/release/rancher-desktop-guestagent ] || \
 		{ echo "nothing to install: run 'make musl' or 'make build' first" >&2; exit 1; }
 	from=target/release; [ ! -x $(MUSL)/rancher-desktop-guestagent ] || from=$(MUSL); \
-	for binary in $(BINARIES); do install -D -m 0755 "$$from/$$binary" "$(DESTDIR)$(PREFIX)/bin/$$binary"; done
+	for binary in $(BINARIES); do install -D -m 0755 "$$from/$$binary" "$(DESTDIR)$(PREFIX)/bin/$$binary" || exit 1; done
 	install -D -m 0755 init/rancher-desktop-guestagent.initd "$(DESTDIR)/etc/init.d/rancher-desktop-guestagent"
-	@# Settings that are there are somebody's.
+	sed -i 's|/usr/local/bin/|$(PREFIX)/bin/|' "$(DESTDIR)/etc/init.d/rancher-desktop-guestagent"
+	@# Settings that are there already are somebody's own.
 	[ -e "$(DESTDIR)/etc/conf.d/rancher-desktop-guestagent" ] || \
-		install -D -m 0644 init/rancher-desktop-guestagent.confd "$(DESTDIR)/etc/conf.d/rancher-desktop-guestagent"
+		{ install -D -m 0644 init/rancher-desktop-guestagent.confd "$(DESTDIR)/etc/conf.d/rancher-desktop-guestagent" && \
+		sed -i 's|/usr/local/bin/|$(PREFIX)/bin/|' "$(DESTDIR)/etc/conf.d/rancher-desktop-guestagent"; }
 	install -D -m 0644 init/rancher-desktop-guestagent.logrotate "$(DESTDIR)/etc/logrotate.d/rancher-desktop-guestagent"
 
 bench: musl ## measure the README's claims and put them there (root; about five minutes)

@@ -60,7 +60,7 @@ fn summary(config: &Config) -> String {
 fn run(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
     logging::start(config.log_format, config.debug)?;
     // Blocked before any thread starts, so that only the signal thread sees them.
-    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     signals.thread_block()?;
     let keep: &[Capability] = if needs_relay(config) { &[Capability::CAP_NET_BIND_SERVICE] } else { &[] };
     privileges::drop_to(keep)?;
@@ -74,9 +74,13 @@ fn run(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
 /// The first signal asks for a shutdown, the second ends the process at once. The thread lives as long as the process.
 fn watch_signals(signals: SigSet, events: SyncSender<Event>) -> io::Result<()> {
     Builder::new().name("signals".into()).stack_size(STACK_BYTES).spawn(move || {
-        let mut first = true;
+        let mut asked = false;
         while let Ok(signal) = signals.wait() {
-            if !std::mem::take(&mut first) || events.send(Event::Shutdown).is_err() {
+            let events = events.clone();
+            let ask = move || drop(events.send(Event::Shutdown));
+            // Elsewhere, since an agent whose log nobody reads may never take it: the second signal must still be seen.
+            let thread = Builder::new().name("shutdown".into()).stack_size(STACK_BYTES);
+            if std::mem::replace(&mut asked, true) || thread.spawn(ask).is_err() {
                 std::process::exit(128 + signal as i32);
             }
         }

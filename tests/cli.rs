@@ -2,6 +2,7 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
+use std::fs;
 use std::process::{Command, Output};
 
 fn agent(args: &[&str]) -> Output {
@@ -84,4 +85,34 @@ fn help_shows_every_flag_of_the_agent_it_replaces() {
         String::from_utf8_lossy(&version.stdout),
         concat!("rancher-desktop-guestagent ", env!("CARGO_PKG_VERSION"), "\n")
     );
+}
+
+#[test]
+#[ignore = "needs make"]
+fn make_install_names_its_directory_and_keeps_settings() {
+    let dir = std::env::temp_dir().join(format!("rda-install-{}", std::process::id()));
+    let (built, root) = (dir.join("built"), dir.join("the root"));
+    fs::create_dir_all(&built).unwrap();
+    for program in ["rancher-desktop-guestagent", "rancher-desktop-hostagent"] {
+        fs::copy("/bin/true", built.join(program)).unwrap();
+    }
+    let install = || {
+        let mut make = Command::new("make");
+        make.arg("install").arg(format!("MUSL={}", built.display())).arg(format!("DESTDIR={}", root.display()));
+        make.arg("PREFIX=/usr").current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap().status.success()
+    };
+    assert!(install());
+    assert!(root.join("usr/bin/rancher-desktop-hostagent").exists());
+    let service = fs::read_to_string(root.join("etc/init.d/rancher-desktop-guestagent")).unwrap();
+    assert!(service.contains(":=/usr/bin/rancher-desktop-guestagent") && !service.contains("/local"), "{service}");
+    let settings = root.join("etc/conf.d/rancher-desktop-guestagent");
+    fs::write(&settings, "GUESTAGENT_DOCKER=true\n").unwrap();
+    assert!(install());
+    assert_eq!(fs::read_to_string(&settings).unwrap(), "GUESTAGENT_DOCKER=true\n");
+    // The first program cannot be installed, the second can.
+    let agent = root.join("usr/bin/rancher-desktop-guestagent");
+    fs::remove_file(&agent).unwrap();
+    fs::create_dir_all(agent.join("rancher-desktop-guestagent")).unwrap();
+    assert!(!install());
+    fs::remove_dir_all(&dir).unwrap();
 }

@@ -6,16 +6,19 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use support::agent::Agent;
 use support::engine_stub::{EngineStub, id, ports};
 use support::receiver::Receiver;
-use support::{TempDir, descriptors, eventually, status_kb, within};
+use support::{DEADLINE, Process, TempDir, descriptors, eventually, status_kb, within};
 
 /// The connect interface is the loopback one, so that the documents are the same everywhere.
 const CONNECT: &str =
@@ -164,6 +167,37 @@ fn s08_restarted_sink_is_told_again() {
     receiver.forget();
     receiver.listen();
     receiver.wait_held(&["0.0.0.0:8001/tcp", "0.0.0.0:8002/tcp"]);
+}
+
+#[test]
+fn s08_peer_that_took_connections_while_its_host_restarted_is_told_again() {
+    let engine = EngineStub::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("tcp://{}", listener.local_addr().unwrap());
+    let (down, (sender, documents)) = (Arc::new(AtomicBool::new(false)), std::sync::mpsc::channel());
+    let is_down = down.clone();
+    // As vtunnel's peer does: it always accepts, and drops the connection when the host is not there.
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut text = String::new();
+            if is_down.load(Ordering::SeqCst) {
+                let _ = stream.peek(&mut [0]);
+            } else if stream.read_to_string(&mut text).is_ok() {
+                let _ = sender.send(text);
+            }
+        }
+    });
+    engine.add(&id(1), ports(&[("80/tcp", "0.0.0.0", "8001")]));
+    let args = ["--sink", &url, "-adminInstall", "--connect-interface", "lo"];
+    let agent = Agent::start(None, &engine.socket(), &args);
+    let next = || documents.recv_timeout(DEADLINE).unwrap();
+    assert!(next().contains("8001"));
+    down.store(true, Ordering::SeqCst);
+    engine.start(&id(2), ports(&[("80/tcp", "0.0.0.0", "8002")]));
+    agent.wait_log("did not take the document");
+    down.store(false, Ordering::SeqCst);
+    let again = [next(), next()].concat();
+    assert!(again.contains("8001") && again.contains("8002"), "{again}");
 }
 
 #[test]
@@ -390,9 +424,12 @@ fn sigterm_withdraws_everything_and_a_restart_announces_it_again() {
     receiver.wait_held(&["0.0.0.0:8001/tcp", "127.0.0.1:8002/tcp"]);
     assert_eq!(agent.stop(), Some(0));
     assert_eq!(receiver.held(), Vec::<String>::new());
-    let agent = start(&engine, &receiver, &[]);
+    let mut agent = start(&engine, &receiver, &[]);
     receiver.wait_held(&["0.0.0.0:8001/tcp", "127.0.0.1:8002/tcp"]);
-    drop(agent);
+    // The terminal it was started from is closed.
+    agent.process.signal(Signal::SIGHUP);
+    assert_eq!(agent.process.wait(), Some(0));
+    assert_eq!(receiver.held(), Vec::<String>::new());
 }
 
 #[test]
@@ -436,6 +473,28 @@ fn second_signal_ends_at_once() {
     agent.process.signal(Signal::SIGTERM);
     assert_eq!(agent.process.wait(), Some(143));
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn second_signal_ends_an_agent_whose_log_nobody_reads() {
+    let engine = EngineStub::new();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rancher-desktop-guestagent"));
+    command.args(["-docker", "-debug", "--sink", "stdout:"]).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut agent = Process::spawn(command.env("DOCKER_HOST", format!("unix://{}", engine.socket().display())));
+    eventually("the list", || engine.requests().get(2).cloned().ok_or(()));
+    // A line in the log for each: the pipe is full first, the channel then.
+    engine.raw("x\n".repeat(5000).as_bytes());
+    let io = format!("/proc/{}/io", agent.pid());
+    eventually("a full pipe", || {
+        let text = fs::read_to_string(&io).unwrap();
+        let wchar = text.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap();
+        wchar.parse::<u64>().ok().filter(|n| *n > 64_000).ok_or(text)
+    });
+    within(Duration::from_secs(5), "its end", || {
+        agent.signal(Signal::SIGTERM);
+        if agent.is_running() { Err(()) } else { Ok(()) }
+    });
+    assert_eq!(agent.wait(), Some(143));
 }
 
 #[test]

@@ -128,7 +128,8 @@ impl Published {
             // Every address. Podman leaves it out, and serves IPv6 only where the container has an IPv6 address.
             "" if ipv6_too => add(Ipv4Addr::UNSPECIFIED.into()).and_then(|()| add(Ipv6Addr::UNSPECIFIED.into())),
             "" => add(Ipv4Addr::UNSPECIFIED.into()),
-            ip => ip.parse().ok().and_then(add),
+            // Written as IPv6 or not, an IPv4 address is one: `::ffff:127.0.0.1` is loopback.
+            ip => ip.parse::<IpAddr>().ok().and_then(|ip| add(ip.to_canonical())),
         };
         if added.is_none() {
             let (container_port, protocol) = container;
@@ -299,7 +300,7 @@ mod tests {
         let body = br#"{"State":{"Running":true},"NetworkSettings":{
             "Ports":{"80/tcp":[{"HostIp":"0.0.0.0","HostPort":"8080"},{"HostIp":"::","HostPort":"8080"}],
                      "81/tcp":null,"82/tcp":[],
-                     "53/udp":[{"HostIp":"127.0.0.1","HostPort":"5353"}]}}}"#;
+                     "53/udp":[{"HostIp":"::ffff:127.0.0.1","HostPort":"5353"}]}}}"#;
         let published = inspect(body).unwrap();
         assert_eq!(names(&published.bindings), ["0.0.0.0:8080/tcp->80", "[::]:8080/tcp->80", "127.0.0.1:5353/udp->53"]);
         assert!(published.skipped.is_empty());

@@ -130,6 +130,8 @@ pub struct Ledger {
     in_flight: BTreeMap<Ticket, Flight>,
     timers: BTreeSet<(Instant, Timer)>,
     peer: Peer,
+    /// A document may have been lost since the peer took one: behind a proxy, this is all that its restart shows as.
+    doubted: bool,
     stopping: bool,
     /// Of forwards that went without a document, until the next pump.
     reports: Vec<Command>,
@@ -147,6 +149,7 @@ impl Ledger {
             in_flight: BTreeMap::new(),
             timers: BTreeSet::new(),
             peer: Peer::Reachable,
+            doubted: false,
             stopping: false,
             reports: Vec::new(),
         }

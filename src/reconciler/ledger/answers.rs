@@ -30,6 +30,12 @@ impl Ledger {
             out.push(Command::Report(Report::Peer { sink: self.id, problem: None }));
             self.retry_all(now);
         }
+        if std::mem::take(&mut self.doubted) {
+            let reason = "a document was not taken: the peer may have restarted".to_owned();
+            out.push(Command::Report(Report::Reset { sink: self.id, reason }));
+            self.forget();
+            self.refresh_all();
+        }
         if let Some(lane) = self.lanes.get_mut(&flight.owner) {
             lane.failures = 0;
         }
@@ -68,6 +74,7 @@ impl Ledger {
     }
 
     fn uncertain(&mut self, flight: &Flight, reason: &str, now: Instant, out: &mut Vec<Command>) {
+        self.doubted = true;
         if let Some(lane) = self.lanes.get_mut(&flight.owner) {
             lane.failures = lane.failures.saturating_add(1);
             let until = now + wait_after(lane.failures);
