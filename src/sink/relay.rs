@@ -35,6 +35,7 @@ impl RelaySink {
         Ok(RelaySink { relay, interface, listening: BTreeMap::new() })
     }
 
+    /// After an error a part of it may be open: [`RelaySink::close`] closes that.
     fn open(&mut self, binding: Binding, addrs: &[IpAddr]) -> Result<(), Failure> {
         let target = binding.socket_addr();
         let same_family = |ip: &&IpAddr| ip.is_ipv4() == target.is_ipv4();
@@ -47,20 +48,26 @@ impl RelaySink {
             let family = if target.is_ipv4() { "IPv4" } else { "IPv6" };
             return Err(failed(format!("{} has no {family} address to relay from", self.interface)));
         }
-        let before = self.listening.remove(&binding).unwrap_or_default();
+        if let Some(other) = self.shares(binding, &wanted) {
+            // The host cannot tell them apart: what is meant for the one must not reach the other.
+            let reason = format!("relay: {other} is already relayed from the same address and port");
+            return Err(Failure { kind: FailureKind::Conflict, reason });
+        }
+        // Noted before it is done, so that closing finds whatever was opened.
+        let before = self.listening.insert(binding, wanted.clone()).unwrap_or_default();
         for addr in before.iter().filter(|addr| !wanted.contains(addr)) {
             self.relay.close(binding.protocol, *addr);
         }
-        for (i, addr) in wanted.iter().enumerate() {
-            if let Err(error) = self.relay.open(binding.protocol, *addr, target) {
-                for addr in wanted.iter().take(i) {
-                    self.relay.close(binding.protocol, *addr);
-                }
-                return Err(explain(*addr, &error));
-            }
-        }
-        self.listening.insert(binding, wanted);
-        Ok(())
+        wanted.iter().try_for_each(|addr| {
+            self.relay.open(binding.protocol, *addr, target).map_err(|error| explain(*addr, &error))
+        })
+    }
+
+    /// Another binding that is listened for on one of the addresses.
+    fn shares(&self, binding: Binding, wanted: &[SocketAddr]) -> Option<Binding> {
+        let alike = |other: &Binding| other.protocol == binding.protocol && other.host_port == binding.host_port;
+        let mut others = self.listening.iter().filter(|(other, _)| alike(other) && **other != binding);
+        others.find(|(_, addrs)| addrs.iter().any(|addr| wanted.contains(addr))).map(|(other, _)| *other)
     }
 
     fn close(&mut self, binding: Binding) {
@@ -127,4 +134,53 @@ fn admit(interface: String, peers: Vec<Cidr>) -> Admit {
         }
         known.1.contains(&ip)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::port::Protocol;
+    use std::net::TcpListener;
+
+    const ETH: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 66, 1));
+    const NEW: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 66, 2));
+
+    fn sink() -> RelaySink {
+        let limits = Limits {
+            connections_max: 8,
+            flows_max: 8,
+            flow_idle: Duration::from_secs(9),
+            connect_timeout: Duration::from_secs(9),
+        };
+        RelaySink::start("lo".into(), Vec::new(), limits).unwrap()
+    }
+
+    fn binding(addr: &str) -> Binding {
+        let addr: SocketAddr = addr.parse().unwrap();
+        Binding { protocol: Protocol::Tcp, host_ip: addr.ip(), host_port: addr.port().try_into().unwrap() }
+    }
+
+    #[test]
+    fn two_bindings_never_share_a_listener() {
+        let mut sink = sink();
+        let (one, two) = (binding("127.0.0.2:9101"), binding("127.0.0.3:9101"));
+        sink.open(one, &[ETH]).unwrap();
+        assert_eq!(sink.open(two, &[ETH]).unwrap_err().kind, FailureKind::Conflict);
+        sink.close(two);
+        assert!(TcpListener::bind((ETH, 9101)).is_err(), "closing the one refused has closed the other");
+        sink.open(one, &[ETH]).unwrap();
+        sink.close(one);
+        sink.open(two, &[ETH]).unwrap();
+    }
+
+    #[test]
+    fn nothing_of_a_binding_stays_open_when_a_part_of_it_cannot_be() {
+        let mut sink = sink();
+        let binding = binding("127.0.0.2:9102");
+        sink.open(binding, &[ETH]).unwrap();
+        let _busy = TcpListener::bind((NEW, 9102)).unwrap();
+        assert_eq!(sink.open(binding, &[NEW, ETH]).unwrap_err().kind, FailureKind::Conflict);
+        sink.close(binding);
+        TcpListener::bind((ETH, 9102)).unwrap();
+    }
 }
