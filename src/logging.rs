@@ -2,15 +2,18 @@
 //!
 //! Without debug logging a burst of [`BURST`] lines is let through, and one line every [`REFILL`] after that; what
 //! is left out is counted, and the count is the next line that gets through. A day of trouble is then at most some
-//! 15 MB, whatever happens. Nothing is limited with debug logging, which is for watching, not for keeping.
+//! 15 MB, whatever happens. Debug logging, which is for watching, not for keeping, is not limited so. A line that would
+//! have to wait for its reader is left out as well: no thread stops because nobody reads what it says.
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use env_logger::{Builder, Logger, Target};
 use jiff::Timestamp;
 use log::{Level, LevelFilter, Log, Metadata, Record, SetLoggerError};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::json;
 
 /// Lines that may come all at once.
@@ -56,7 +59,7 @@ pub fn start(format: Format, debug: bool) -> Result<(), SetLoggerError> {
             }
         }
     });
-    let bucket = (!debug).then(|| Mutex::new(Bucket::full(Instant::now())));
+    let bucket = Mutex::new(Bucket::full(Instant::now(), !debug));
     log::set_boxed_logger(Box::new(Limited { inner: builder.build(), bucket }))?;
     log::set_max_level(level);
     Ok(())
@@ -73,7 +76,7 @@ fn one_line(message: &str) -> String {
 
 struct Limited {
     inner: Logger,
-    bucket: Option<Mutex<Bucket>>,
+    bucket: Mutex<Bucket>,
 }
 
 impl Log for Limited {
@@ -85,19 +88,18 @@ impl Log for Limited {
         if !self.inner.matches(record) {
             return;
         }
-        if let Some(bucket) = &self.bucket {
-            let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
-            match bucket.take(Instant::now()) {
-                None => return,
-                Some(0) => {}
-                Some(left_out) => self.inner.log(
-                    &Record::builder()
-                        .level(Level::Warn)
-                        .target("rancher_desktop_agent")
-                        .args(format_args!("log: {left_out} lines left out"))
-                        .build(),
-                ),
-            }
+        // Held while the line is written, or another thread's might take the room for it.
+        let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        match bucket.take(Instant::now(), has_room(io::stderr().as_fd())) {
+            None => return,
+            Some(0) => {}
+            Some(left_out) => self.inner.log(
+                &Record::builder()
+                    .level(Level::Warn)
+                    .target("rancher_desktop_agent")
+                    .args(format_args!("log: {left_out} lines left out"))
+                    .build(),
+            ),
         }
         self.inner.log(record);
     }
@@ -107,20 +109,27 @@ impl Log for Limited {
     }
 }
 
+/// Whether a line can be written without waiting. Errors are writing's to find.
+fn has_room(out: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(out, PollFlags::POLLOUT)];
+    poll(&mut fds, PollTimeout::ZERO) != Ok(0)
+}
+
 /// A token bucket: one token a line.
 struct Bucket {
+    limited: bool,
     tokens: u32,
     refilled: Instant,
     left_out: u64,
 }
 
 impl Bucket {
-    fn full(now: Instant) -> Bucket {
-        Bucket { tokens: BURST, refilled: now, left_out: 0 }
+    fn full(now: Instant, limited: bool) -> Bucket {
+        Bucket { limited, tokens: BURST, refilled: now, left_out: 0 }
     }
 
     /// Whether a line may be written, and if so how many were left out before it.
-    fn take(&mut self, now: Instant) -> Option<u64> {
+    fn take(&mut self, now: Instant, has_room: bool) -> Option<u64> {
         while self.tokens < BURST && now.duration_since(self.refilled) >= REFILL {
             self.refilled += REFILL;
             self.tokens += 1;
@@ -128,11 +137,11 @@ impl Bucket {
         if self.tokens == BURST {
             self.refilled = now;
         }
-        if self.tokens == 0 {
+        if self.tokens == 0 || !has_room {
             self.left_out += 1;
             return None;
         }
-        self.tokens -= 1;
+        self.tokens -= u32::from(self.limited);
         Some(std::mem::take(&mut self.left_out))
     }
 }
@@ -144,14 +153,22 @@ mod tests {
     #[test]
     fn lets_a_burst_through_and_counts_the_rest() {
         let start = Instant::now();
-        let mut bucket = Bucket::full(start);
-        let through = (0..10_000).filter(|_| bucket.take(start).is_some()).count();
+        let mut bucket = Bucket::full(start, true);
+        let through = (0..10_000).filter(|_| bucket.take(start, true).is_some()).count();
         assert_eq!(through, 200);
-        assert_eq!(bucket.take(start + REFILL), Some(9_800));
-        assert_eq!(bucket.take(start + REFILL), None);
+        assert_eq!(bucket.take(start + REFILL, true), Some(9_800));
+        assert_eq!(bucket.take(start + REFILL, true), None);
         let later = start + Duration::from_secs(86_400);
-        assert_eq!(bucket.take(later), Some(1));
-        assert_eq!((0..10_000).filter(|_| bucket.take(later).is_some()).count(), 199, "never more than a burst");
+        assert_eq!(bucket.take(later, true), Some(1));
+        assert_eq!((0..10_000).filter(|_| bucket.take(later, true).is_some()).count(), 199, "never more than a burst");
+    }
+
+    #[test]
+    fn debug_logging_leaves_out_only_what_nobody_reads() {
+        let start = Instant::now();
+        let mut bucket = Bucket::full(start, false);
+        assert!((0..10_000).all(|_| bucket.take(start, true) == Some(0)));
+        assert_eq!((bucket.take(start, false), bucket.take(start, true)), (None, Some(1)));
     }
 
     #[test]

@@ -411,6 +411,23 @@ fn udp_flows_over_the_limit_are_dropped() {
 }
 
 #[test]
+fn a_busy_udp_client_follows_to_a_new_target() {
+    let relay = relay(limits());
+    let old = std::net::UdpSocket::bind((V4, 0)).unwrap();
+    let listen = open(&relay, Udp, V4, old.local_addr().unwrap());
+    let client = udp_client(V4);
+    client.send_to(b"one", listen).unwrap();
+    old.set_read_timeout(Some(PATIENCE)).unwrap();
+    old.recv(&mut [0; 8]).unwrap();
+    relay.open(Udp, listen, old.local_addr().unwrap()).unwrap();
+    assert_eq!(relay.stats().flows, 1);
+    relay.open(Udp, listen, udp_echo_server(V4)).unwrap();
+    client.send_to(b"three", listen).unwrap();
+    assert_eq!(client.recv(&mut [0; 8]).unwrap(), 5);
+    assert_eq!(relay.stats().flows, 1);
+}
+
+#[test]
 fn udp_flows_end_when_idle_and_not_before() {
     let relay = relay(Limits { flow_idle: Duration::from_secs(1), ..limits() });
     let server = std::net::UdpSocket::bind((V4, 0)).unwrap();

@@ -61,7 +61,8 @@ pub static USAGE: Usage = Usage {
                     name: "connect",
                     takes: Takes::Values("CIDR"),
                     default: "any unicast address that is not link-local or the host's own",
-                    help: "which addresses a guest may name to be connected to",
+                    help: "which addresses a guest may name to be connected to. The host's own need a rule for just that \
+                           address, or for loopback",
                 },
                 Flag {
                     name: "connect-address",

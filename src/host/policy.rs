@@ -70,7 +70,8 @@ impl FromStr for AllowRule {
 pub struct Policy {
     /// What may be bound: any of these.
     pub allow: Vec<AllowRule>,
-    /// What may be connected to: any of these. Empty: any unicast address that cannot be the host itself.
+    /// What may be connected to: any of these, but the host itself only by a rule for just that address, or for loopback.
+    /// Empty: any unicast address that cannot be the host itself.
     pub connect: Vec<Cidr>,
     /// Connected to in place of what documents name. The operator's word: not checked against `connect`.
     pub connect_v4: Option<Ipv4Addr>,
@@ -106,7 +107,7 @@ impl fmt::Display for Refusal {
 
 impl Policy {
     /// Where a binding's connections go: the first acceptable address of its family, and its own port. `is_own` tells
-    /// the host's own addresses; it is asked only where the default for `connect` applies.
+    /// the host's own addresses.
     pub fn target(
         &self,
         binding: &Binding,
@@ -141,12 +142,13 @@ impl Policy {
             if ip.is_ipv4() != binding.host_ip.is_ipv4() {
                 continue;
             }
+            let covers = |net: &Cidr| net.contains(ip) && (names_the_host(net) || !(ip.is_loopback() || is_own(ip)));
             let usable = if self.connect.is_empty() {
-                is_guest_like(ip) && !is_own(ip)
+                !(ip.is_loopback() || is_link_local(ip) || is_own(ip))
             } else {
-                self.connect.iter().any(|net| net.contains(ip))
+                self.connect.iter().any(covers)
             };
-            if usable {
+            if usable && is_one_machine(ip) {
                 return Ok(ip);
             }
             // A link-local address is on every interface: no reason to speak of it when it is passed over.
@@ -158,11 +160,16 @@ impl Policy {
     }
 }
 
-/// Whether the address can be that of one guest, and not of this host.
-fn is_guest_like(ip: IpAddr) -> bool {
-    let this_network = matches!(ip, IpAddr::V4(v4) if v4.octets().starts_with(&[0]));
-    let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
-    !(this_network || broadcast || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || is_link_local(ip))
+/// Whether a rule speaks of the host's own addresses: it is for just one, or for loopback. A rule for the network that
+/// a guest shares with the host must not open the host.
+fn names_the_host(net: &Cidr) -> bool {
+    net.is_single() || (net.ip().is_loopback() && net.prefix() >= 8)
+}
+
+/// Whether the address can be that of one machine. Connecting to 0.0.0.0 or :: would reach this host.
+fn is_one_machine(ip: IpAddr) -> bool {
+    let other = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast() || v4.octets().starts_with(&[0]));
+    !(other || ip.is_unspecified() || ip.is_multicast())
 }
 
 fn is_link_local(ip: IpAddr) -> bool {
@@ -264,6 +271,29 @@ mod tests {
         }
         let fixed = Policy { connect_v4: Some(Ipv4Addr::LOCALHOST), ..default_policy() };
         assert_eq!(target(&fixed, "127.0.0.1:8080", &["10.0.0.2"]), Err(Refusal::Itself));
+    }
+
+    #[test]
+    fn a_wide_connect_rule_does_not_point_the_host_at_itself_either() {
+        let ruled = |rule: &str| Policy { connect: vec![parse_cidr(rule).unwrap()], ..default_policy() };
+        for (rule, ip) in [
+            ("192.168.1.0/24", "192.168.1.9"),
+            ("0.0.0.0/0", "127.0.0.2"),
+            ("0.0.0.0/0", "0.0.0.0"),
+            ("0.0.0.0/7", "0.1.2.3"),
+            ("127.0.0.1", "0.0.0.0"),
+        ] {
+            let denied = Err(Refusal::ConnectDenied(ip.parse().unwrap()));
+            assert_eq!(target(&ruled(rule), "127.0.0.1:8080", &[ip]), denied, "{rule}");
+        }
+        assert!(target(&ruled("::/0"), "[::1]:8080", &["::1"]).is_err());
+        assert!(target(&ruled("192.168.1.9"), "127.0.0.1:8080", &["192.168.1.9"]).is_ok(), "asked for by name");
+        assert!(target(&ruled("127.0.0.2/31"), "127.0.0.1:8080", &["127.0.0.3"]).is_ok(), "asked for by name");
+        let named = ["192.168.1.9", "192.168.1.10"];
+        assert_eq!(
+            target(&ruled("192.168.1.0/24"), "127.0.0.1:8080", &named).unwrap().to_string(),
+            "192.168.1.10:8080"
+        );
     }
 
     #[test]

@@ -20,16 +20,24 @@ impl Quota {
 
     /// Whether a line may be said now. [`Quota::settle`] comes first, or the count of a period is carried into the next.
     pub fn take(&mut self, now: Instant) -> bool {
-        if self.ends().is_none_or(|end| now >= end) {
-            self.begun = Some(now);
-            self.taken = 0;
-        }
+        self.begin(now);
         if self.taken == self.max {
             self.held_back += 1;
             return false;
         }
         self.taken += 1;
         true
+    }
+
+    /// Counts lines that cannot be said now for another reason.
+    pub fn hold_back(&mut self, count: u64, now: Instant) {
+        self.begin(now);
+        self.held_back += count;
+    }
+
+    /// The lines held back so far.
+    pub fn held_back(&self) -> u64 {
+        self.held_back
     }
 
     /// The lines held back, once their period is over; zero otherwise.
@@ -40,6 +48,13 @@ impl Quota {
     /// When [`Quota::settle`] will have something to say.
     pub fn due(&self) -> Option<Instant> {
         self.ends().filter(|_| self.held_back > 0)
+    }
+
+    fn begin(&mut self, now: Instant) {
+        if self.ends().is_none_or(|end| now >= end) {
+            self.begun = Some(now);
+            self.taken = 0;
+        }
     }
 
     fn ends(&self) -> Option<Instant> {

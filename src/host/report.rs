@@ -25,6 +25,10 @@ use crate::port::Binding;
 const LINES_WAITING_MAX: usize = 32_768;
 /// Lines about ports that could not be opened, per second.
 const TROUBLE_PER_SECOND_MAX: u32 = 50;
+/// Lines about ports that were opened or closed, in each period: all ports twice, and in the long run no more than of
+/// the others, however often a guest changes its mind.
+const CHANGES_MAX: u32 = 32_768;
+const CHANGES_PERIOD: Duration = Duration::from_secs(600);
 
 /// A change of one forward.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,7 +73,7 @@ pub struct Reporter {
     waiting: Arc<AtomicUsize>,
     ended: Receiver<()>,
     trouble: Quota,
-    lost: u64,
+    changes: Quota,
 }
 
 impl Reporter {
@@ -84,54 +88,58 @@ impl Reporter {
             drop(end);
         })?;
         let trouble = Quota::new(TROUBLE_PER_SECOND_MAX, Duration::from_secs(1));
-        Ok(Reporter { lines, waiting, ended, trouble, lost: 0 })
+        let changes = Quota::new(CHANGES_MAX, CHANGES_PERIOD);
+        Ok(Reporter { lines, waiting, ended, trouble, changes })
     }
 
-    /// Writes one change, unless too many of its kind came within the second.
+    /// Writes one change, unless too many of its kind came of late, or too many lines wait.
     pub fn report(&mut self, change: &Change, now: Instant) {
-        let is_trouble = match change.outcome {
-            Outcome::Opened(_) | Outcome::Closed => false,
-            Outcome::Conflict(_) | Outcome::Denied(_) | Outcome::Failed(_) => true,
+        self.settle(now);
+        let quota = match change.outcome {
+            Outcome::Opened(_) | Outcome::Closed => &mut self.changes,
+            Outcome::Conflict(_) | Outcome::Denied(_) | Outcome::Failed(_) => &mut self.trouble,
         };
-        if is_trouble {
-            self.settle(now);
-            if !self.trouble.take(now) {
-                return;
-            }
+        if !quota.take(now) {
+            return;
         }
-        self.push(line_of(change));
+        if self.has_room() {
+            self.send(line_of(change));
+        } else {
+            self.trouble.hold_back(1, now);
+        }
     }
 
-    /// Says how many lines were left out in the second that is over, if any were.
+    /// Says how many lines were left out, once the time for that has come.
     pub fn settle(&mut self, now: Instant) {
-        let held_back = self.trouble.settle(now);
-        if held_back > 0 {
-            self.push(suppressed_line(held_back));
+        let held_back = self.trouble.settle(now) + self.changes.settle(now);
+        if held_back == 0 {
+            return;
+        }
+        if self.has_room() {
+            self.send(suppressed_line(held_back));
+        } else {
+            self.trouble.hold_back(held_back, now);
         }
     }
 
     /// When [`Reporter::settle`] will have something to say.
     pub fn due(&self) -> Option<Instant> {
-        self.trouble.due()
+        self.trouble.due().into_iter().chain(self.changes.due()).min()
     }
 
     /// Waits until every line is written, or until patience is at its end.
     pub fn finish(self, patience: Duration) {
+        let held_back = self.trouble.held_back() + self.changes.held_back();
+        if held_back > 0 {
+            self.send(suppressed_line(held_back));
+        }
         drop(self.lines);
         // An error either way: the thread has ended, or time is over.
         let _ = self.ended.recv_timeout(patience);
     }
 
-    fn push(&mut self, line: String) {
-        if self.waiting.load(Ordering::Relaxed) >= LINES_WAITING_MAX {
-            self.lost += 1;
-            return;
-        }
-        if self.lost > 0 {
-            self.send(suppressed_line(self.lost));
-            self.lost = 0;
-        }
-        self.send(line);
+    fn has_room(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) < LINES_WAITING_MAX
     }
 
     fn send(&self, line: String) {
@@ -262,12 +270,37 @@ mod tests {
     fn a_reader_that_stops_reading_holds_nobody_up() {
         let (unblock, blocked) = mpsc::channel();
         let mut reporter = Reporter::start(Blocked(blocked)).unwrap();
-        for _ in 0..LINES_WAITING_MAX + 10 {
-            reporter.report(&change(Outcome::Closed), Instant::now());
-        }
-        assert!(reporter.lost > 0 && reporter.waiting.load(Ordering::Relaxed) <= LINES_WAITING_MAX);
-        reporter.finish(Duration::from_millis(10));
+        let (now, later) = (Instant::now(), Instant::now() + CHANGES_PERIOD);
+        (0..CHANGES_MAX).for_each(|_| reporter.report(&change(Outcome::Closed), now));
+        (0..10).for_each(|_| reporter.report(&change(Outcome::Closed), later));
+        assert!(reporter.waiting.load(Ordering::Relaxed) <= LINES_WAITING_MAX);
+        // What was lost is said when there is room again, and until then it is not asked for all the time.
+        reporter.settle(reporter.due().unwrap());
+        assert!(reporter.due().unwrap() > later + Duration::from_millis(1500));
         drop(unblock);
+        while reporter.waiting.load(Ordering::Relaxed) > 0 {
+            thread::yield_now();
+        }
+        reporter.settle(reporter.due().unwrap());
+        assert_eq!(reporter.due(), None);
+        reporter.finish(PATIENCE);
+    }
+
+    #[test]
+    fn changes_without_end_become_a_count_too() {
+        let out = Shared::default();
+        let mut reporter = Reporter::start(out.clone()).unwrap();
+        let now = Instant::now();
+        (0..CHANGES_MAX + 10).for_each(|_| {
+            reporter.report(&change(Outcome::Closed), now);
+            while !reporter.has_room() {
+                thread::yield_now();
+            }
+        });
+        reporter.finish(PATIENCE);
+        let lines = out.lines();
+        assert_eq!(lines.len(), CHANGES_MAX as usize + 1);
+        assert_eq!(lines.last().unwrap()["count"], 10);
     }
 
     #[test]

@@ -63,13 +63,13 @@ pub fn run(config: Config) -> Result<(), RunError> {
     log::info!("ready: listening on {}", ready.join(", "));
 
     let signal = signals.wait()?;
-    log::info!("{signal}: closing every forward");
     // Not joined: it ends with the process, or ends it.
     thread::Builder::new().name("second-signal".to_owned()).spawn(move || {
         if signals.wait().is_ok() {
             std::process::exit(1);
         }
     })?;
+    log::info!("{signal}: closing every forward");
     drop(stop);
     worker.join().map_err(|_| "the documents thread has panicked")?;
     drop(handshakes);

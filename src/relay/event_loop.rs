@@ -181,7 +181,7 @@ impl EventLoop {
             }
             Entry::Occupied(open) => match protocol {
                 Protocol::Tcp => self.tcp.retarget(*open.get(), target),
-                Protocol::Udp => self.udp.retarget(*open.get(), target),
+                Protocol::Udp => self.udp.retarget(&self.cx, *open.get(), target),
             },
         }
         Ok(())

@@ -101,8 +101,8 @@ impl Relay {
         Ok(Relay { requests: Some(requests), wake, thread: Some(thread), counters })
     }
 
-    /// Listens on `listen` and pipes to `target`. Already open with the same target: does nothing. With another:
-    /// new connections and flows go to the new target. Errors are those of socket, bind and listen.
+    /// Listens on `listen` and pipes to `target`. Already open with the same target: does nothing. With another: new
+    /// connections and all datagrams go to the new target. Errors are those of socket, bind and listen.
     pub fn open(&self, protocol: Protocol, listen: SocketAddr, target: SocketAddr) -> io::Result<()> {
         self.ask(|reply| Request::Open { protocol, listen, target, reply })
             .unwrap_or_else(|| Err(io::Error::other("the relay's thread has ended")))

@@ -81,10 +81,14 @@ impl Udp {
         Ok(token)
     }
 
-    /// Flows that are open keep their target: what goes on between a client and a server is not moved to another one.
-    pub(super) fn retarget(&mut self, token: u64, target: SocketAddr) {
-        if let Some(listener) = self.listeners.get_mut(&token) {
-            listener.target = target;
+    /// Flows to the target before are ended: a client that keeps sending would stay with it for ever.
+    pub(super) fn retarget(&mut self, cx: &Context, token: u64, target: SocketAddr) {
+        let Some(listener) = self.listeners.get_mut(&token).filter(|listener| listener.target != target) else {
+            return;
+        };
+        listener.target = target;
+        for flow in std::mem::take(&mut listener.clients).into_values() {
+            self.end_flow(cx, flow);
         }
     }
 

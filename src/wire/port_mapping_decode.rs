@@ -21,6 +21,10 @@ use crate::wire::port_mapping::{ConnectAddr, DOCUMENT_BYTES_MAX};
 pub const DOCUMENT_ENTRIES_MAX: usize = 16_384;
 /// Addresses that one document may hold under `connectAddrs`.
 pub const CONNECT_ADDRS_MAX: usize = 64;
+/// Braces that one document may open: itself, "ports", and an object for each entry and address.
+const OBJECTS_MAX: usize = 2 + DOCUMENT_ENTRIES_MAX + CONNECT_ADDRS_MAX;
+/// Commas in one document: each entry or address has its fields, and is one more, perhaps under a key of its own.
+const COMMAS_MAX: usize = 4 * OBJECTS_MAX;
 /// Refused entries whose reasons are kept; the rest is only counted.
 pub const REFUSED_SHOWN_MAX: usize = 8;
 /// Characters of a guest's text that are shown.
@@ -50,7 +54,7 @@ pub enum DecodeError {
     Json(String),
     /// This part is not of the type it must be.
     Shape(&'static str),
-    /// It has more than [`DOCUMENT_ENTRIES_MAX`] entries or [`CONNECT_ADDRS_MAX`] addresses.
+    /// It has more than [`DOCUMENT_ENTRIES_MAX`] entries or [`CONNECT_ADDRS_MAX`] addresses, or parts for them.
     TooMany(&'static str),
 }
 
@@ -71,6 +75,11 @@ impl std::error::Error for DecodeError {}
 pub fn decode(bytes: &[u8]) -> Result<Request, DecodeError> {
     if bytes.len() > DOCUMENT_BYTES_MAX {
         return Err(DecodeError::TooLarge);
+    }
+    // Parsed, two bytes of a document can take some hundred bytes of memory: what is more than could be meant is not.
+    let count = |mark| bytes.iter().filter(|byte| **byte == mark).count();
+    if count(b'{') > OBJECTS_MAX || count(b',') > COMMAS_MAX {
+        return Err(DecodeError::TooMany("the document"));
     }
     let value: Value = serde_json::from_slice(bytes).map_err(|e| DecodeError::Json(shown(&e.to_string())))?;
     let document = value.as_object().ok_or(DecodeError::Shape("the document is not an object"))?;
@@ -332,6 +341,7 @@ mod tests {
         let deep = "[".repeat(100_000);
         let many = format!(r#"{{"ports":{{"1/tcp":[{}1]}}}}"#, "1,".repeat(DOCUMENT_ENTRIES_MAX));
         let addrs = format!(r#"{{"connectAddrs":[{}1]}}"#, "1,".repeat(CONNECT_ADDRS_MAX));
+        let objects = format!(r#"{{"x":[{}1]}}"#, r#"{"":0},"#.repeat(OBJECTS_MAX));
         for bad in [
             "",
             "null",
@@ -347,6 +357,7 @@ mod tests {
             &deep,
             &many,
             &addrs,
+            &objects,
         ] {
             assert!(decode(bad.as_bytes()).is_err(), "{}", bad.chars().take(40).collect::<String>());
         }

@@ -109,6 +109,18 @@ fn peak_memory(agent: &HostAgent) -> usize {
 }
 
 #[test]
+fn no_document_takes_many_times_its_size() {
+    let agent = HostAgent::start();
+    for part in ["{\"\":0},", "{\"a\":{}},", "[],", "[0],", "0,", "\"\","] {
+        let parts = part.repeat((1 << 20) / part.len() - 4);
+        agent.send(format!("{{\"x\":[{parts}0]}}\n").as_bytes());
+    }
+    agent.assert_takes_documents();
+    println!("peak: {} KiB", peak_memory(&agent));
+    assert!(peak_memory(&agent) < 24 * 1024, "{} KiB", peak_memory(&agent));
+}
+
+#[test]
 fn a_flood_of_documents_is_bounded_in_time_memory_and_log() {
     let agent = HostAgent::start();
     let port = free_port();

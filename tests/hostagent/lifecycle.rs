@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -71,6 +72,32 @@ fn it_stops_in_time_when_its_stdout_is_full() {
     // More lines than a pipe holds, and nobody reads them.
     let ports: Vec<_> = (22_000..24_000).map(|port| (Tcp, "127.0.0.8", port)).collect();
     let (mut process, socket) = with_piped_stdout(&dir, &document(Operation::Announce, &ports, &[]));
+    let port = free_port();
+    guest("one", port);
+    send_to(&socket, &document(Operation::Announce, &[(Tcp, "127.0.0.1", port)], &[])).unwrap();
+    assert_eq!(ask_tcp("127.0.0.1", port).unwrap(), "one hello\n");
+    process.signal(Signal::SIGTERM);
+    let status = wait_for("the end", String::new, || process.0.try_wait().unwrap());
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn it_goes_on_and_stops_when_nobody_reads_what_it_says() {
+    let dir = TempDir::new();
+    let socket = dir.path("docs.sock");
+    let (_unread, said) = UnixStream::pair().unwrap();
+    let child = Command::new(BINARY)
+        .args(["--connect-address=127.0.0.2", &format!("--listen=unix://{}", socket.display())])
+        .stdout(OwnedFd::from(said.try_clone().unwrap()))
+        .stderr(OwnedFd::from(said))
+        .spawn();
+    let mut process = Guarded(child.unwrap());
+    let ports: Vec<_> = (24_000..26_000).map(|port| (Tcp, "127.0.0.8", port)).collect();
+    let flood = document(Operation::Announce, &ports, &[]);
+    wait_for("the socket", String::new, || send_to(&socket, &flood).ok());
+    for _ in 0..3 {
+        send_to(&socket, b"garbage\n").unwrap();
+    }
     let port = free_port();
     guest("one", port);
     send_to(&socket, &document(Operation::Announce, &[(Tcp, "127.0.0.1", port)], &[])).unwrap();
