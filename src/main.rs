@@ -74,13 +74,9 @@ fn run(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
 /// The first signal asks for a shutdown, the second ends the process at once. The thread lives as long as the process.
 fn watch_signals(signals: SigSet, events: SyncSender<Event>) -> io::Result<()> {
     Builder::new().name("signals".into()).stack_size(STACK_BYTES).spawn(move || {
-        let mut asked = false;
+        let mut first = true;
         while let Ok(signal) = signals.wait() {
-            let events = events.clone();
-            let ask = move || drop(events.send(Event::Shutdown));
-            // Elsewhere, since an agent whose log nobody reads may never take it: the second signal must still be seen.
-            let thread = Builder::new().name("shutdown".into()).stack_size(STACK_BYTES);
-            if std::mem::replace(&mut asked, true) || thread.spawn(ask).is_err() {
+            if !std::mem::take(&mut first) || events.send(Event::Shutdown).is_err() {
                 std::process::exit(128 + signal as i32);
             }
         }

@@ -17,6 +17,7 @@
 #![deny(clippy::wildcard_enum_match_arm)]
 
 mod answers;
+mod state;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroU16;
@@ -25,97 +26,10 @@ use std::time::Instant;
 use crate::event::{Command, Document, ForwardState, Operation, Owner, Report, SinkId, Ticket};
 use crate::port::{Binding, Bindings};
 use crate::wire::port_mapping::DOCUMENT_BINDINGS_MAX;
+use state::{Ask, Flight, Forward, Held, Lane, Peer, Timer};
 
 /// Documents that may be with a sink at once. Its queue is this long, so it can never overflow.
 pub const IN_FLIGHT_MAX: usize = 32;
-
-/// Whether the peer has the forward, as far as can be known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Held {
-    No,
-    Yes,
-    /// It may have restarted, or a document may have been lost on the way.
-    Maybe,
-}
-
-/// A published binding that asks for a forward.
-#[derive(Debug)]
-struct Ask {
-    published: Binding,
-    owner: Owner,
-    container_port: NonZeroU16,
-}
-
-#[derive(Debug)]
-struct Forward {
-    /// Oldest first; none: the forward is to go.
-    asks: Vec<Ask>,
-    /// Whose documents carry it: the owner of the first ask, the last one known if there is none.
-    owner: Owner,
-    container_port: NonZeroU16,
-    held: Held,
-    /// What the document on its way does to it.
-    flying: Option<Operation>,
-    /// Refused by the peer: not to be tried again before then.
-    wait: Option<(Operation, Instant)>,
-    failures: u32,
-    told: Option<ForwardState>,
-}
-
-impl Forward {
-    /// After its asks have changed: the owner that it leaves for that of the first ask.
-    fn follow_first(&mut self) -> Option<Owner> {
-        let first = self.asks.first()?;
-        self.container_port = first.container_port;
-        (self.owner != first.owner).then(|| std::mem::replace(&mut self.owner, first.owner.clone()))
-    }
-
-    /// What has to be sent for it, if anything.
-    fn operation(&self, stopping: bool) -> Option<Operation> {
-        let wanted = !self.asks.is_empty() && !stopping;
-        match (wanted, self.held) {
-            (true, Held::Yes) | (false, Held::No) => None,
-            (true, Held::No | Held::Maybe) => Some(Operation::Announce),
-            (false, Held::Yes | Held::Maybe) => Some(Operation::Withdraw),
-        }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Lane {
-    ready: BTreeSet<Binding>,
-    flying: bool,
-    wait: Option<Instant>,
-    failures: u32,
-    queued: bool,
-}
-
-impl Lane {
-    fn idle(&self) -> bool {
-        !self.flying && self.wait.is_none() && !self.queued
-    }
-}
-
-#[derive(Debug)]
-struct Flight {
-    operation: Operation,
-    owner: Owner,
-    bindings: Vec<Binding>,
-    /// The sink was reset since: what this document achieved is not known.
-    stale: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Peer {
-    Reachable,
-    Unreachable { failures: u32, until: Instant, reason: String },
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Timer {
-    Forward(Binding),
-    Lane(Owner),
-}
 
 /// The state of one sink.
 #[derive(Debug)]

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::{Flight, Held, Ledger, Peer, Timer, tell};
+use super::state::{Flight, Held, Peer, Timer};
+use super::{Ledger, tell};
 use crate::backoff::wait_after;
 use crate::event::{Answer, Command, Failure, FailureKind, ForwardState, Operation, Report, Ticket};
 use crate::port::Binding;

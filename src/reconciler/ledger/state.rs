@@ -1,0 +1,96 @@
+//! What a ledger knows of each forward, of each owner's lane, of each document on its way, and of the peer.
+
+use std::collections::BTreeSet;
+use std::num::NonZeroU16;
+use std::time::Instant;
+
+use crate::event::{ForwardState, Operation, Owner};
+use crate::port::Binding;
+
+/// Whether the peer has the forward, as far as can be known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Held {
+    No,
+    Yes,
+    /// It may have restarted, or a document may have been lost on the way.
+    Maybe,
+}
+
+/// A published binding that asks for a forward.
+#[derive(Debug)]
+pub(super) struct Ask {
+    pub(super) published: Binding,
+    pub(super) owner: Owner,
+    pub(super) container_port: NonZeroU16,
+}
+
+#[derive(Debug)]
+pub(super) struct Forward {
+    /// Oldest first; none: the forward is to go.
+    pub(super) asks: Vec<Ask>,
+    /// Whose documents carry it: the owner of the first ask, the last one known if there is none.
+    pub(super) owner: Owner,
+    pub(super) container_port: NonZeroU16,
+    pub(super) held: Held,
+    /// What the document on its way does to it.
+    pub(super) flying: Option<Operation>,
+    /// Refused by the peer: not to be tried again before then.
+    pub(super) wait: Option<(Operation, Instant)>,
+    pub(super) failures: u32,
+    pub(super) told: Option<ForwardState>,
+}
+
+impl Forward {
+    /// After its asks have changed: the owner that it leaves for that of the first ask.
+    pub(super) fn follow_first(&mut self) -> Option<Owner> {
+        let first = self.asks.first()?;
+        self.container_port = first.container_port;
+        (self.owner != first.owner).then(|| std::mem::replace(&mut self.owner, first.owner.clone()))
+    }
+
+    /// What has to be sent for it, if anything.
+    pub(super) fn operation(&self, stopping: bool) -> Option<Operation> {
+        let wanted = !self.asks.is_empty() && !stopping;
+        match (wanted, self.held) {
+            (true, Held::Yes) | (false, Held::No) => None,
+            (true, Held::No | Held::Maybe) => Some(Operation::Announce),
+            (false, Held::Yes | Held::Maybe) => Some(Operation::Withdraw),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Lane {
+    pub(super) ready: BTreeSet<Binding>,
+    pub(super) flying: bool,
+    pub(super) wait: Option<Instant>,
+    pub(super) failures: u32,
+    pub(super) queued: bool,
+}
+
+impl Lane {
+    pub(super) fn idle(&self) -> bool {
+        !self.flying && self.wait.is_none() && !self.queued
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Flight {
+    pub(super) operation: Operation,
+    pub(super) owner: Owner,
+    pub(super) bindings: Vec<Binding>,
+    /// The sink was reset since: what this document achieved is not known.
+    pub(super) stale: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Peer {
+    Reachable,
+    Unreachable { failures: u32, until: Instant, reason: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Timer {
+    Forward(Binding),
+    Lane(Owner),
+}
