@@ -160,7 +160,8 @@ impl<H: Host> Documents<H> {
 
     fn accept(&mut self, index: usize, now: Instant) {
         let Some(socket) = self.sockets.get(index) else { return };
-        while self.connections.len() < CONNECTIONS_MAX {
+        // As many as there may be at once: connections that are refused must not keep the others from their turn.
+        for _ in self.connections.len()..CONNECTIONS_MAX {
             match socket.accept() {
                 Ok(Accepted::Connection(stream)) => {
                     self.connections.push(Connection { stream, opened: now, document: Vec::new() });
