@@ -94,6 +94,18 @@ fn it_goes_on_and_stops_when_nobody_reads_what_it_says() {
 }
 
 #[test]
+fn it_survives_its_terminal_under_nohup() {
+    let dir = TempDir::new();
+    let socket = dir.path("docs.sock");
+    let script = format!("trap '' HUP; exec {BINARY} --listen=unix://{}", socket.display());
+    let process = Guarded(Command::new("sh").args(["-c", &script]).stderr(Stdio::null()).spawn().unwrap());
+    wait_for("the socket", String::new, || send_to(&socket, b"{}\n").ok());
+    process.signal(Signal::SIGHUP);
+    thread::sleep(std::time::Duration::from_millis(300));
+    send_to(&socket, b"{}\n").unwrap();
+}
+
+#[test]
 fn it_keeps_no_privilege_but_that_of_low_ports() {
     let agent = HostAgent::start();
     let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
