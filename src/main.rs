@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     let wish = match config::read(std::env::args_os().skip(1), |name| std::env::var_os(name)) {
         Ok(wish) => wish,
         Err(error) => {
-            eprintln!("rancher-desktop-guestagent: {error}\nTry 'rancher-desktop-guestagent --help'.");
+            complain(&format!("{error}\nTry 'rancher-desktop-guestagent --help'."));
             return ExitCode::from(EXIT_USAGE);
         }
     };
@@ -33,11 +33,16 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 log::error!("{error}");
-                eprintln!("rancher-desktop-guestagent: {error}");
+                complain(&error.to_string());
                 ExitCode::from(EXIT_FAILED)
             }
         },
     }
+}
+
+/// Unlike `eprintln!`, does not panic, and so change the exit code, when it cannot be written.
+fn complain(text: &str) {
+    let _ = io::Write::write_all(&mut io::stderr(), format!("rancher-desktop-guestagent: {text}\n").as_bytes());
 }
 
 /// Prints to standard output; a reader that went away is not an error.

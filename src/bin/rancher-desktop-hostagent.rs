@@ -1,5 +1,6 @@
 //! The host end's process: its command line, and its exit code.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use rancher_desktop_agent::host::config::{self, Action, USAGE};
@@ -17,12 +18,12 @@ fn main() -> ExitCode {
         Ok(Action::Help) => return print(&USAGE.help()),
         Ok(Action::Version) => return print(&format!("{NAME} {}\n", env!("CARGO_PKG_VERSION"))),
         Err(error) => {
-            eprintln!("{NAME}: {error}\n{NAME}: --help shows all flags");
+            complain(&format!("{error}\n{NAME}: --help shows all flags"));
             return ExitCode::from(BAD_USAGE);
         }
     };
     if let Err(error) = logging::start(config.log_format, config.debug) {
-        eprintln!("{NAME}: {error}");
+        complain(&error.to_string());
         return ExitCode::from(FAILED);
     }
     match run::run(config) {
@@ -34,9 +35,13 @@ fn main() -> ExitCode {
     }
 }
 
+/// Unlike `eprintln!`, does not panic, and so change the exit code, when it cannot be written.
+fn complain(text: &str) {
+    let _ = std::io::stderr().write_all(format!("{NAME}: {text}\n").as_bytes());
+}
+
 /// Unlike `print!`, does not panic when nobody reads it.
 fn print(text: &str) -> ExitCode {
-    use std::io::Write as _;
     match std::io::stdout().write_all(text.as_bytes()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::from(FAILED),

@@ -29,8 +29,8 @@ use crate::wire::session;
 pub const CONNECTIONS_MAX: usize = 64;
 /// The longest that a connection may take to bring its document.
 pub const DOCUMENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest that a connection may be silent while others wait for its place.
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(1);
+/// The same, while others wait for its place.
+const CROWDED_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bytes that are read at once.
 const READ_BYTES: usize = 64 * 1024;
 /// How long nothing is accepted after the system has refused to (out of descriptors).
@@ -160,7 +160,8 @@ impl<H: Host> Documents<H> {
 
     fn accept(&mut self, index: usize, now: Instant) {
         let Some(socket) = self.sockets.get(index) else { return };
-        while self.connections.len() < CONNECTIONS_MAX {
+        // As many as there may be at once: connections that are refused must not keep the others from their turn.
+        for _ in self.connections.len()..CONNECTIONS_MAX {
             match socket.accept() {
                 Ok(Accepted::Connection(stream)) => {
                     self.connections.push(Connection { stream, opened: now, document: Vec::new() });
@@ -240,9 +241,9 @@ fn warn(quota: &mut Quota, now: Instant, text: &str) {
 }
 
 impl Connection {
-    /// When it is cut. Connections that say nothing make room sooner when there is none left.
+    /// When it is cut: sooner when there is no room left.
     fn deadline(&self, full: bool) -> Instant {
-        let patience = if full && self.document.is_empty() { SILENCE_TIMEOUT } else { DOCUMENT_TIMEOUT };
+        let patience = if full { CROWDED_TIMEOUT } else { DOCUMENT_TIMEOUT };
         self.opened + patience
     }
 

@@ -22,6 +22,9 @@ use crate::wire::port_mapping_decode::Request;
 /// The longest wait between two tries, in seconds.
 const RETRY_SECONDS_MAX: u64 = 5;
 
+/// Forwards that are tried again before documents have their turn.
+const RETRIES_MAX: usize = 256;
+
 /// What forwards need of the machine they are on.
 pub trait Host {
     /// As [`Relay::open`].
@@ -100,12 +103,10 @@ impl<H: Host> Forwards<H> {
         }
     }
 
-    /// Tries again what it is time for.
+    /// Tries again what it is time for, or [`RETRIES_MAX`] of it: the rest is due at once.
     pub fn retry(&mut self, now: Instant, changes: &mut Vec<Change>) {
-        while let Some(&(until, binding)) = self.retries.first() {
-            if until > now {
-                break;
-            }
+        for _ in 0..RETRIES_MAX {
+            let Some((_, binding)) = self.retries.first().copied().filter(|(until, _)| *until <= now) else { return };
             self.retries.pop_first();
             if let Some(Forward { target, state: State::Waiting { tries, trouble, .. } }) = self.wanted.remove(&binding)
             {
@@ -158,8 +159,7 @@ impl<H: Host> Forwards<H> {
         let (state, outcome) = match self.host.open(binding.protocol, binding.socket_addr(), target) {
             Ok(()) => (State::Open, Outcome::Opened(target)),
             Err(error) => {
-                // It may be open with another target.
-                self.host.close(binding.protocol, binding.socket_addr());
+                // What is open already can have no error: nothing is left to be closed.
                 let until = now + Duration::from_secs((tries + 1).min(RETRY_SECONDS_MAX));
                 self.retries.insert((until, binding));
                 let trouble = trouble_of(&error);

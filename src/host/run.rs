@@ -33,10 +33,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Why the process could not do its work. Each says what to do where there is something.
 pub type RunError = Box<dyn std::error::Error>;
 
-/// Runs until SIGTERM, SIGINT or SIGHUP; everything that was opened is closed then. A second signal ends it at once.
+/// Runs until SIGTERM or SIGINT; everything that was opened is closed then. A second signal ends it at once.
 pub fn run(config: Config) -> Result<(), RunError> {
     // Before any other thread is started, so that every thread has it: signals wait for this one.
-    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals.thread_block()?;
     // Sockets are for this user only, from the moment they are there.
     umask(Mode::from_bits_truncate(0o177));

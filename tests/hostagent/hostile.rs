@@ -101,6 +101,21 @@ fn silent_connections_give_way() {
     assert!(!agent.stderr().contains("WARN"), "{}", agent.stderr());
 }
 
+#[test]
+fn stalled_documents_give_way_as_well() {
+    let agent = HostAgent::start();
+    let stalled = |_| {
+        let mut stream = UnixStream::connect(&agent.socket).unwrap();
+        stream.write_all(b"{").unwrap();
+        stream
+    };
+    let stalled: Vec<_> = (0..200).map(stalled).collect();
+    let start = Instant::now();
+    agent.assert_takes_documents();
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+    drop(stalled);
+}
+
 /// Peak resident memory, in KiB.
 fn peak_memory(agent: &HostAgent) -> usize {
     let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();

@@ -67,21 +67,6 @@ fn it_goes_on_when_nobody_reads_its_stdout() {
 }
 
 #[test]
-fn it_stops_in_time_when_its_stdout_is_full() {
-    let dir = TempDir::new();
-    // More lines than a pipe holds, and nobody reads them.
-    let ports: Vec<_> = (22_000..24_000).map(|port| (Tcp, "127.0.0.8", port)).collect();
-    let (mut process, socket) = with_piped_stdout(&dir, &document(Operation::Announce, &ports, &[]));
-    let port = free_port();
-    guest("one", port);
-    send_to(&socket, &document(Operation::Announce, &[(Tcp, "127.0.0.1", port)], &[])).unwrap();
-    assert_eq!(ask_tcp("127.0.0.1", port).unwrap(), "one hello\n");
-    process.signal(Signal::SIGTERM);
-    let status = wait_for("the end", String::new, || process.0.try_wait().unwrap());
-    assert_eq!(status.code(), Some(0));
-}
-
-#[test]
 fn it_goes_on_and_stops_when_nobody_reads_what_it_says() {
     let dir = TempDir::new();
     let socket = dir.path("docs.sock");
@@ -92,6 +77,7 @@ fn it_goes_on_and_stops_when_nobody_reads_what_it_says() {
         .stderr(OwnedFd::from(said))
         .spawn();
     let mut process = Guarded(child.unwrap());
+    // More lines than fit, and nobody reads them.
     let ports: Vec<_> = (24_000..26_000).map(|port| (Tcp, "127.0.0.8", port)).collect();
     let flood = document(Operation::Announce, &ports, &[]);
     wait_for("the socket", String::new, || send_to(&socket, &flood).ok());
@@ -105,6 +91,18 @@ fn it_goes_on_and_stops_when_nobody_reads_what_it_says() {
     process.signal(Signal::SIGTERM);
     let status = wait_for("the end", String::new, || process.0.try_wait().unwrap());
     assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn it_survives_its_terminal_under_nohup() {
+    let dir = TempDir::new();
+    let socket = dir.path("docs.sock");
+    let script = format!("trap '' HUP; exec {BINARY} --listen=unix://{}", socket.display());
+    let process = Guarded(Command::new("sh").args(["-c", &script]).stderr(Stdio::null()).spawn().unwrap());
+    wait_for("the socket", String::new, || send_to(&socket, b"{}\n").ok());
+    process.signal(Signal::SIGHUP);
+    thread::sleep(std::time::Duration::from_millis(300));
+    send_to(&socket, b"{}\n").unwrap();
 }
 
 #[test]
@@ -221,6 +219,9 @@ fn the_command_line_is_checked() {
         assert_eq!(output.status.code(), Some(code), "{args:?}: {err}");
         assert!(out.contains(stdout) && err.contains(stderr), "{args:?}: {out}{err}");
     }
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let status = Command::new(BINARY).arg("--lisen").stderr(full).status().unwrap();
+    assert_eq!(status.code(), Some(2), "a message that cannot be written");
 }
 
 #[test]

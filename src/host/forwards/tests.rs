@@ -160,3 +160,16 @@ fn ports_are_limited_and_refused_ones_take_no_room() {
     assert_eq!(shown(&changes), ["8001 closed", "8002 closed", "8003 closed", "8004 closed"]);
     assert!(bench.host.open.borrow().is_empty());
 }
+
+#[test]
+fn a_storm_of_retries_leaves_room_for_documents() {
+    let mut bench = Bench::new();
+    bench.forwards.ports_max = 1000;
+    let addrs: Vec<String> = (8000..9000).map(|port| format!("127.0.0.1:{port}")).collect();
+    addrs.iter().for_each(|addr| bench.take(addr, io::ErrorKind::AddrInUse));
+    bench.add(&addrs.iter().map(String::as_str).collect::<Vec<_>>());
+    bench.host.taken.borrow_mut().clear();
+    let opened: Vec<usize> = (0..5).map(|_| bench.retry_at(1).len()).collect();
+    assert_eq!(opened, [256, 256, 256, 232, 0]);
+    assert_eq!(bench.due(), None);
+}
