@@ -32,6 +32,10 @@ impl Stop {
     /// Raises the sign: every wait ends, the hook runs.
     pub fn raise(&self) {
         drop(lock(&self.0.raised).take());
+        self.run_hook();
+    }
+
+    fn run_hook(&self) {
         if let Some(hook) = lock(&self.0.hook).as_ref() {
             hook();
         }
@@ -70,10 +74,8 @@ impl Stop {
     /// no descriptor of ours can be polled. Replaces the hook before it.
     pub fn on_raise(&self, hook: impl Fn() + Send + 'static) {
         *lock(&self.0.hook) = Some(Box::new(hook));
-        if self.is_raised()
-            && let Some(hook) = lock(&self.0.hook).as_ref()
-        {
-            hook();
+        if self.is_raised() {
+            self.run_hook();
         }
     }
 }

@@ -155,10 +155,9 @@ impl Ledger {
             self.queue.extend(self.held_back.pop_front());
         }
         while self.in_flight.len() < IN_FLIGHT_MAX {
-            if let Peer::Unreachable { until, .. } = &self.peer
-                && (now < *until || !self.in_flight.is_empty())
-            {
-                break;
+            match &self.peer {
+                Peer::Unreachable { until, .. } if now < *until || !self.in_flight.is_empty() => break,
+                Peer::Unreachable { .. } | Peer::Reachable => {}
             }
             let Some(owner) = self.queue.pop_front() else { break };
             let held = hold(&owner);
