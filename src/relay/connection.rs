@@ -19,7 +19,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::eventfd::EventFd;
 use nix::sys::socket::{getsockopt, sockopt};
 
-use super::event_loop::timeout_until;
+use super::context::timeout_until;
 use super::{Counters, pipe, socket};
 
 /// A thread that only waits and splices needs little; what it does need is log formatting.

@@ -8,17 +8,16 @@ use std::collections::hash_map::Entry;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use log::{error, warn};
 use nix::errno::Errno;
-use nix::poll::PollTimeout;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::EventFd;
 
+use super::context::{Context, timeout_until};
 use super::folded::Folded;
 use super::tcp::Tcp;
 use super::udp::Udp;
@@ -38,31 +37,6 @@ const CONNECTIONS_END: Duration = Duration::from_secs(2);
 pub(super) enum Request {
     Open { protocol: Protocol, listen: SocketAddr, target: SocketAddr, reply: SyncSender<io::Result<()>> },
     Close { protocol: Protocol, listen: SocketAddr, reply: SyncSender<bool> },
-}
-
-/// What listeners of both protocols need.
-pub(super) struct Context {
-    pub(super) name: String,
-    pub(super) limits: Limits,
-    pub(super) admit: Admit,
-    pub(super) counters: Arc<Counters>,
-    /// Cloned into every connection. Carries nothing: the loop's end waits until all clones are gone.
-    pub(super) alive: Sender<Infallible>,
-    pub(super) epoll: Epoll,
-    pub(super) over_connections: Folded,
-    pub(super) over_flows: Folded,
-    pub(super) exhausted: Folded,
-    last_token: u64,
-}
-
-impl Context {
-    /// Has epoll report when `fd` can be read, under a number that is never used again: an event that was already
-    /// taken from epoll when its socket was closed then names nothing.
-    pub(super) fn watch(&mut self, fd: impl AsFd) -> nix::Result<u64> {
-        self.last_token += 1;
-        self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, self.last_token))?;
-        Ok(self.last_token)
-    }
 }
 
 /// The state of a relay.
@@ -206,12 +180,4 @@ impl EventLoop {
             warn!("{name}: connections have not ended within {} s", CONNECTIONS_END.as_secs());
         }
     }
-}
-
-/// The time-out that makes poll and epoll return once `deadline` has passed, and not before.
-pub(super) fn timeout_until(deadline: Option<Instant>, now: Instant) -> PollTimeout {
-    let Some(deadline) = deadline else { return PollTimeout::NONE };
-    // Both count whole milliseconds: rounded down, they would return again and again within the last one.
-    let wait = deadline.saturating_duration_since(now) + Duration::from_millis(1);
-    PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)
 }

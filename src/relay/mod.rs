@@ -28,6 +28,7 @@ use crate::port::Protocol;
 use event_loop::{EventLoop, Request};
 
 mod connection;
+mod context;
 mod event_loop;
 mod folded;
 mod pipe;

@@ -15,7 +15,7 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::connection::{Connection, Counted, Endpoint};
-use super::event_loop::Context;
+use super::context::Context;
 use super::socket;
 
 /// Connections accepted from one listener before the others get their turn.

@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use nix::libc::{in_addr, in_pktinfo, in6_addr, in6_pktinfo};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg};
 
-use super::event_loop::Context;
+use super::context::Context;
 use super::socket;
 
 /// Datagrams taken from one socket before the others get their turn.
