@@ -29,14 +29,19 @@ fn main() -> ExitCode {
         Wish::Help => print(&USAGE.help()),
         Wish::Version => print(concat!("rancher-desktop-guestagent ", env!("CARGO_PKG_VERSION"), "\n")),
         Wish::Check(config) => print(&format!("{}\n", summary(&config))),
-        Wish::Run(config) => match run(&config) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                log::error!("{error}");
+        Wish::Run(config) => {
+            if let Err(error) = logging::start(config.log_format, config.debug) {
                 complain(&error.to_string());
-                ExitCode::from(EXIT_FAILED)
+                return ExitCode::from(EXIT_FAILED);
             }
-        },
+            match run(&config) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    log::error!("{error}");
+                    ExitCode::from(EXIT_FAILED)
+                }
+            }
+        }
     }
 }
 
@@ -63,7 +68,6 @@ fn summary(config: &Config) -> String {
 }
 
 fn run(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
-    logging::start(config.log_format, config.debug)?;
     // Blocked before any thread starts, so that only the signal thread sees them.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     signals.thread_block()?;

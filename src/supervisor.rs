@@ -32,8 +32,6 @@ impl Context {
 
 /// A thread with the sign that ends it.
 pub struct Supervised {
-    /// The thread's name, for messages.
-    pub name: String,
     /// Ends the thread.
     pub stop: Stop,
     /// To be joined.
@@ -63,5 +61,5 @@ where
             }
         }
     })?;
-    Ok(Supervised { name: source.as_str().to_owned(), stop, thread })
+    Ok(Supervised { stop, thread })
 }

@@ -21,8 +21,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Answers handshakes in a thread of its own; `sinks` are reset after each.
 pub fn listen(sinks: Vec<SinkId>, context: Context) -> io::Result<Supervised> {
     let stop = context.stop.clone();
-    let name = "handshake".to_owned();
-    let thread = Builder::new().name(name.clone()).stack_size(STACK_BYTES).spawn(move || {
+    let thread = Builder::new().name("handshake".into()).stack_size(STACK_BYTES).spawn(move || {
         let Some(listener) = bind(&context) else { return };
         while context.stop.readable(listener.as_fd()) {
             match answer(&listener) {
@@ -41,7 +40,7 @@ pub fn listen(sinks: Vec<SinkId>, context: Context) -> io::Result<Supervised> {
             }
         }
     })?;
-    Ok(Supervised { name, stop, thread })
+    Ok(Supervised { stop, thread })
 }
 
 /// Tries until it may listen; `None` when the agent ends before that.

@@ -175,7 +175,8 @@ impl Session<'_> {
         let mut lines = Lines::new(Resumable(check(EVENTS, events)?.into_body().into_reader()));
         self.list()?;
         let mut listed = Instant::now();
-        let mut missed = false;
+        // Once more after a while: engines send the stream's head a moment before they subscribe to their own events.
+        let mut missed = true;
         while !self.context.stop.is_raised() {
             let next = lines.next_line().map_err(|error| DockerError::Stream(format!("failed: {error}")))?;
             let bad = match next {

@@ -24,8 +24,7 @@ pub fn watch(interface: String, sinks: Vec<SinkId>, context: Context) -> io::Res
     let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
     bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
     let stop = context.stop.clone();
-    let name = "interface".to_owned();
-    let thread = Builder::new().name(name.clone()).stack_size(STACK_BYTES).spawn(move || {
+    let thread = Builder::new().name("interface".into()).stack_size(STACK_BYTES).spawn(move || {
         let mut last = addresses(&interface);
         while context.stop.readable(std::os::fd::AsFd::as_fd(&socket)) {
             if let Err(errno) = drain(&socket) {
@@ -42,7 +41,7 @@ pub fn watch(interface: String, sinks: Vec<SinkId>, context: Context) -> io::Res
             }
         }
     })?;
-    Ok(Supervised { name, stop, thread })
+    Ok(Supervised { stop, thread })
 }
 
 /// No address and no interface are the same: there is nothing to tell a peer.
