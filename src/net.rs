@@ -32,6 +32,11 @@ pub fn interface_addrs(name: &str) -> io::Result<Vec<ConnectAddr>> {
     Ok(addrs)
 }
 
+/// The addresses of all interfaces.
+pub fn own_addrs() -> io::Result<Vec<IpAddr>> {
+    Ok(getifaddrs()?.filter_map(|entry| entry.address.as_ref().and_then(ip_of)).collect())
+}
+
 fn ip_of(addr: &SockaddrStorage) -> Option<IpAddr> {
     let v4 = addr.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
     v4.or_else(|| addr.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))

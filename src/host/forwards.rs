@@ -10,11 +10,10 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use nix::ifaddrs::getifaddrs;
-
 use crate::event::Operation;
 use crate::host::policy::{Policy, Refusal};
 use crate::host::report::{Change, Outcome};
+use crate::net;
 use crate::port::{Binding, Protocol};
 use crate::relay::Relay;
 use crate::wire::port_mapping_decode::Request;
@@ -45,11 +44,7 @@ impl Host for Relay {
     }
 
     fn addresses(&self) -> io::Result<Vec<IpAddr>> {
-        let ip_of = |storage: nix::sys::socket::SockaddrStorage| {
-            let v4 = storage.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-            v4.or_else(|| storage.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
-        };
-        Ok(getifaddrs()?.filter_map(|interface| interface.address.and_then(ip_of)).collect())
+        net::own_addrs()
     }
 }
 
