@@ -12,7 +12,7 @@ BINARIES = rancher-desktop-guestagent rancher-desktop-hostagent
 help: ## show this
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
-demo: build ## show a container's ports answering on the host (root; about half a minute after the build)
+demo: build ## show a container's ports answering on the host (root; a few seconds after the build)
 	@scripts/deps.sh docker
 	@scripts/demo.sh
 
