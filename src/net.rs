@@ -51,7 +51,7 @@ fn prefix_of(mask: IpAddr) -> u8 {
 }
 
 /// Whether an address only means something together with an interface (fe80::/10), so that no peer can use it.
-pub fn is_link_local(ip: IpAddr) -> bool {
+pub fn needs_interface(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(_) => false,
         IpAddr::V6(ip) => ip.is_unicast_link_local(),

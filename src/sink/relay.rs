@@ -91,8 +91,8 @@ impl Sink for RelaySink {
         let mut refused = Vec::new();
         match document.operation {
             Operation::Announce => {
-                let addrs = match net::interface_addrs(&self.interface) {
-                    Ok(addrs) => addrs.iter().map(|a| a.ip).filter(|ip| !net::is_link_local(*ip)).collect(),
+                let addrs: Vec<IpAddr> = match net::interface_addrs(&self.interface) {
+                    Ok(addrs) => addrs.iter().map(|a| a.ip).filter(|ip| !net::needs_interface(*ip)).collect(),
                     Err(error) => {
                         let failure = failed(error.to_string());
                         return Answer::Done {
@@ -100,7 +100,6 @@ impl Sink for RelaySink {
                         };
                     }
                 };
-                let addrs: Vec<IpAddr> = addrs;
                 for binding in document.bindings.keys() {
                     if let Err(failure) = self.open(*binding, &addrs) {
                         self.close(*binding);
