@@ -5,17 +5,13 @@
 //! answer. A port that is not a port is left out and named; the others of its container still count.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::ParseError;
-use crate::port::{Binding, Bindings, Protocol};
-
-/// Complaints about single ports that are kept of one answer; more are only counted by their absence.
-const COMPLAINTS_MAX: usize = 8;
+use super::published::{COMPLAINTS_MAX, Published};
+use crate::port::Bindings;
 
 /// The API versions an engine speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -104,48 +100,6 @@ fn container_id(path: &'static str, value: Option<&Value>) -> Result<Arc<str>, P
     };
     let id = value.and_then(Value::as_str).filter(valid);
     id.map(Arc::from).ok_or(ParseError::Field { path, expected: "a container id" })
-}
-
-/// Ports read from an answer, with what could not be used.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Published {
-    /// The good ones.
-    pub bindings: Bindings,
-    /// Complaints about the others.
-    pub skipped: Vec<String>,
-}
-
-impl Published {
-    /// Adds one published port; `host_ip` as the engine wrote it.
-    fn add(&mut self, container: (u64, &str), host_ip: &str, host_port: u64, ipv6_too: bool) {
-        let mut add = |host_ip: IpAddr| -> Option<()> {
-            let protocol = Protocol::parse(container.1)?;
-            let binding = Binding { protocol, host_ip, host_port: port(host_port)? };
-            self.bindings.insert(binding, port(container.0)?);
-            Some(())
-        };
-        let added = match host_ip {
-            // Every address. Podman leaves it out, and serves IPv6 only where the container has an IPv6 address.
-            "" if ipv6_too => add(Ipv4Addr::UNSPECIFIED.into()).and_then(|()| add(Ipv6Addr::UNSPECIFIED.into())),
-            "" => add(Ipv4Addr::UNSPECIFIED.into()),
-            // Written as IPv6 or not, an IPv4 address is one: `::ffff:127.0.0.1` is loopback.
-            ip => ip.parse::<IpAddr>().ok().and_then(|ip| add(ip.to_canonical())),
-        };
-        if added.is_none() {
-            let (container_port, protocol) = container;
-            self.complain(format!("published port {host_ip}:{host_port} -> {container_port}/{protocol}"));
-        }
-    }
-
-    fn complain(&mut self, what: String) {
-        if self.skipped.len() < COMPLAINTS_MAX {
-            self.skipped.push(what.chars().take(200).collect::<String>().escape_debug().to_string());
-        }
-    }
-}
-
-fn port(number: u64) -> Option<NonZeroU16> {
-    u16::try_from(number).ok().and_then(NonZeroU16::new)
 }
 
 /// The running containers, and complaints about single ports of theirs.

@@ -1,6 +1,8 @@
 //! Bytes into values. Pure: nothing here opens a file or a socket, and no input makes it panic.
 
+pub mod containerd;
 pub mod docker;
+pub mod published;
 pub mod route;
 
 use std::fmt;
