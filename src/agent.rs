@@ -12,13 +12,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::config::{Config, SinkConfig};
+use crate::config::{Config, ContainerdConfig, SinkConfig};
 use crate::event::{Command, EVENTS_MAX, Event, FailureKind, ForwardState, Report, SinkId, Source};
-use crate::reconciler::{Reconciler, Role, Settings};
+use crate::reconciler::{Reconciler, Role, Settings, SinkSettings};
 use crate::relay::Limits;
 use crate::sink::vtunnel::{Address, Vtunnel};
-use crate::sink::{self, Running, Sink, handshake, relay::RelaySink, stdout::Stdout};
-use crate::source::{docker, interface};
+use crate::sink::{self, Running, Sink, handshake, listener::Listener, relay::RelaySink, stdout::Stdout};
+use crate::source::{containerd, docker, interface, nat};
 use crate::stop::Stop;
 use crate::supervisor::{Context, Supervised, supervise};
 
@@ -75,7 +75,11 @@ impl Agent {
         let mut agent = Agent {
             events,
             sender,
-            reconciler: Reconciler::new(Settings { policy: config.policy, grace: config.grace, sinks: roles(config) }),
+            reconciler: Reconciler::new(Settings {
+                policy: config.policy,
+                grace: config.grace,
+                sinks: sink_settings(config),
+            }),
             sinks: Vec::new(),
             names: Vec::new(),
             threads: Vec::new(),
@@ -91,8 +95,9 @@ impl Agent {
     }
 
     fn start_sinks(&mut self, config: &Config, files_max: usize) -> Result<(), StartError> {
-        for sink in &config.sinks {
+        for (sink, _) in &config.sinks {
             let worker: Box<dyn Sink> = match sink {
+                SinkConfig::Listener => Box::new(Listener::start().map_err(starting("the listeners"))?),
                 SinkConfig::Stdout => Box::new(Stdout),
                 SinkConfig::Vtunnel(address) => Box::new(Vtunnel::new(address.clone(), config.interface.clone())),
             };
@@ -105,7 +110,7 @@ impl Agent {
             self.start_sink("relay".into(), Box::new(relay.map_err(starting("the relay"))?))?;
         }
         let of_kind = |wanted: fn(&SinkConfig) -> bool| -> Vec<SinkId> {
-            config.sinks.iter().enumerate().filter(|(_, s)| wanted(s)).map(|(i, _)| SinkId(i)).collect()
+            config.sinks.iter().enumerate().filter(|(_, (s, _))| wanted(s)).map(|(i, _)| SinkId(i)).collect()
         };
         let vsock = of_kind(|sink| matches!(sink, SinkConfig::Vtunnel(Address::Vsock { .. })));
         if !vsock.is_empty() {
@@ -135,6 +140,16 @@ impl Agent {
             let session = move |context: &Context| docker::session(&socket, context);
             let thread = supervise(Source::Docker, self.context()?, session);
             self.threads.push(thread.map_err(starting("the docker source"))?);
+        }
+        if let Some(ContainerdConfig { socket, ctr }) = config.containerd.clone() {
+            let mut source = containerd::Containerd::new(socket, ctr);
+            let thread = supervise(Source::Containerd, self.context()?, move |context| source.session(context));
+            self.threads.push(thread.map_err(starting("the containerd source"))?);
+        }
+        if let Some(interval) = config.nat_interval {
+            let mut source = nat::Nat::new(interval);
+            let thread = supervise(Source::Nat, self.context()?, move |context| source.session(context));
+            self.threads.push(thread.map_err(starting("the nat source"))?);
         }
         Ok(())
     }
@@ -231,9 +246,16 @@ impl Agent {
             Report::Reset { sink, reason } => {
                 log::info!("announcing everything again sink={} reason={reason:?}", self.name(*sink));
             }
-            Report::Source { source, problem: None } => log::info!("source ready source={source}"),
-            Report::Source { source, problem: Some(reason) } => {
-                log::warn!("source lost, trying on source={source} reason={reason:?}");
+            Report::Source { source, problem: None, .. } => log::info!("source ready source={source}"),
+            Report::Source { source, problem: Some(reason), losses } => {
+                log::warn!("source lost, trying on source={source} losses={losses} reason={reason:?}");
+            }
+            Report::Stale { owner, stale: true } => {
+                log::warn!("stale: nothing is left of what it leads to owner={owner}");
+            }
+            Report::Stale { owner, stale: false } => log::info!("not stale any more owner={owner}"),
+            Report::LeftOut { sink, owner, binding, reason } => {
+                log::warn!("left out binding={binding} owner={owner} sink={} reason={reason:?}", self.name(*sink));
             }
             Report::Skipped { source, count, reason } => {
                 log::warn!("skipped input source={source} count={count} reason={reason:?}");
@@ -268,15 +290,19 @@ impl Agent {
     }
 }
 
-fn roles(config: &Config) -> Vec<Role> {
-    let mut roles = vec![Role::Peer; config.sinks.len()];
-    if needs_relay(config) {
-        roles.push(Role::Relay);
-    }
-    roles
+fn sink_settings(config: &Config) -> Vec<SinkSettings> {
+    let settings = |(sink, feeds): &(SinkConfig, &'static [Source])| {
+        let role = match sink {
+            SinkConfig::Listener => Role::Listener,
+            SinkConfig::Stdout | SinkConfig::Vtunnel(_) => Role::Peer,
+        };
+        SinkSettings { role, feeds }
+    };
+    let relay = needs_relay(config).then(|| SinkSettings::of_all(Role::Relay));
+    config.sinks.iter().map(settings).chain(relay).collect()
 }
 
 /// Only a host that connects back needs it.
 pub fn needs_relay(config: &Config) -> bool {
-    config.sinks.iter().any(|sink| matches!(sink, SinkConfig::Vtunnel(_)))
+    config.sinks.iter().any(|(sink, _)| matches!(sink, SinkConfig::Vtunnel(_)))
 }

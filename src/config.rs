@@ -3,6 +3,7 @@
 //! The flags are those of Rancher Desktop's own agent, so that this one can take its place, and a few of ours (those
 //! that `--help` writes with two dashes). Nothing here does I/O.
 
+pub mod mode;
 pub mod usage;
 
 use std::collections::BTreeSet;
@@ -13,19 +14,38 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::cidr::Cidr;
+use crate::event::Source;
 use crate::flags::{FlagError, Parsed};
 use crate::logging::Format;
 use crate::policy::Policy;
 use crate::sink::vtunnel::Address;
 use crate::wire::vtunnel::DOCUMENTS_PORT;
+use mode::{Given, Mode, ModeSink, NoMode};
 use usage::USAGE;
+
+/// The kernel's limit for the path of a unix socket.
+const UNIX_PATH_BYTES_MAX: usize = 107;
+
+/// The shortest `--nat-interval`.
+const NAT_INTERVAL_MIN: Duration = Duration::from_millis(10);
 
 /// Where the engine listens unless `DOCKER_HOST` says otherwise.
 const DOCKER_SOCKET: &str = "/var/run/docker.sock";
 
+/// Where `ctr` talks to containerd.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerdConfig {
+    /// containerd's socket.
+    pub socket: PathBuf,
+    /// The program `ctr`; `None`: the first on the path.
+    pub ctr: Option<PathBuf>,
+}
+
 /// A sink to run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SinkConfig {
+    /// Listeners in the guest, for WSL to notice.
+    Listener,
     /// JSON documents on standard output.
     Stdout,
     /// PortMapping documents to that address.
@@ -35,6 +55,7 @@ pub enum SinkConfig {
 impl fmt::Display for SinkConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            SinkConfig::Listener => f.write_str("listener:"),
             SinkConfig::Stdout => f.write_str("stdout:"),
             SinkConfig::Vtunnel(address) => address.fmt(f),
         }
@@ -59,8 +80,12 @@ pub enum Wish {
 pub struct Config {
     /// The engine's socket, where the docker source is on.
     pub docker: Option<PathBuf>,
-    /// The sinks, at least one.
-    pub sinks: Vec<SinkConfig>,
+    /// containerd, where its source is on.
+    pub containerd: Option<ContainerdConfig>,
+    /// How often to look whether NAT rules have changed where the kernel does not say so, where that source is on.
+    pub nat_interval: Option<Duration>,
+    /// The sinks, at least one, each with the sources it is told of.
+    pub sinks: Vec<(SinkConfig, &'static [Source])>,
     /// What may be exposed.
     pub policy: Policy,
     /// How long the claims of a lost engine stay.
@@ -109,12 +134,12 @@ impl fmt::Display for ConfigError {
                 env!("CARGO_PKG_VERSION")
             ),
             ConfigError::NoSource => f.write_str(
-                "nothing to watch: give at least one source. In this version that is -docker \
-                 (-containerd, -iptables and -kubernetes are not in it yet)",
+                "nothing to watch: give at least one source: -docker, -containerd or -iptables \
+                 (-kubernetes is not in this version)",
             ),
             ConfigError::NoSink => f.write_str(
                 "nobody to tell: give -privilegedService, or --sink URL (for a first look: --sink stdout:). \
-                 The host-switch and wsl-proxy sinks, which -docker alone would choose, are not in this version",
+                 The host-switch and wsl-proxy sinks, which an engine alone would choose, are not in this version",
             ),
             ConfigError::TooManySources => {
                 f.write_str("-docker, -containerd and -iptables cannot all be on: choose two at most")
@@ -134,6 +159,16 @@ impl From<FlagError> for ConfigError {
     }
 }
 
+impl From<NoMode> for ConfigError {
+    fn from(error: NoMode) -> ConfigError {
+        match error {
+            NoMode::TooManySources => ConfigError::TooManySources,
+            NoMode::NoSource => ConfigError::NoSource,
+            NoMode::NoSink => ConfigError::NoSink,
+        }
+    }
+}
+
 /// Reads the command line (without the program's name) and the environment.
 pub fn read(
     words: impl IntoIterator<Item = OsString>,
@@ -147,10 +182,23 @@ pub fn read(
         return Ok(Wish::Version);
     }
     check_unused(&flags)?;
-    check_sources(&flags)?;
+    let given = Given {
+        docker: flags.on("docker"),
+        containerd: flags.on("containerd"),
+        kubernetes: flags.on("kubernetes"),
+        iptables: flags.given("iptables").then(|| flags.on("iptables")),
+        privileged_service: flags.on("privilegedService"),
+        sink: !flags.values("sink").is_empty(),
+    };
+    let mode = mode::choose(given)?;
+    let nat_interval = value(&flags, "nat-interval", "a duration of at least 10ms, such as 250ms", |text| {
+        duration(text).filter(|d| *d >= NAT_INTERVAL_MIN)
+    })?;
     let config = Config {
-        docker: if flags.on("docker") { Some(docker_socket(environment("DOCKER_HOST"))?) } else { None },
-        sinks: sinks(&flags)?,
+        docker: if given.docker { Some(docker_socket(environment("DOCKER_HOST"))?) } else { None },
+        containerd: if given.containerd { Some(containerd(&flags)?) } else { None },
+        nat_interval: mode.nat.then_some(nat_interval),
+        sinks: sinks(&flags, &mode)?,
         policy: Policy { admin: flags.on("adminInstall") },
         grace: value(&flags, "engine-grace", "a duration such as 500ms, 10s or 2m", duration)?,
         interface: value(&flags, "connect-interface", "an interface name of 1 to 15 characters", interface)?,
@@ -161,20 +209,11 @@ pub fn read(
     if flags.on("check") { Ok(Wish::Check(config)) } else { Ok(Wish::Run(config)) }
 }
 
-fn check_sources(flags: &Parsed) -> Result<(), ConfigError> {
-    if flags.on("docker") && flags.on("containerd") && flags.on("iptables") {
-        return Err(ConfigError::TooManySources);
-    }
-    for name in ["containerd", "iptables", "kubernetes"] {
-        if flags.on(name) {
-            return Err(ConfigError::NotInThisVersion(name));
-        }
-    }
-    if flags.on("docker") { Ok(()) } else { Err(ConfigError::NoSource) }
-}
-
 /// Values that belong to what is not built yet: wrong ones are refused all the same.
 fn check_unused(flags: &Parsed) -> Result<(), ConfigError> {
+    if flags.on("kubernetes") {
+        return Err(ConfigError::NotInThisVersion("kubernetes"));
+    }
     let listener = |text: &str| matches!(text, "0.0.0.0" | "127.0.0.1").then_some(());
     value(flags, "k8sServiceListenerAddr", "0.0.0.0 or 127.0.0.1", listener)?;
     value(flags, "k8sAPIPort", "a port, 1 to 65535", |text| text.parse::<std::num::NonZeroU16>().ok())?;
@@ -182,29 +221,50 @@ fn check_unused(flags: &Parsed) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn sinks(flags: &Parsed) -> Result<Vec<SinkConfig>, ConfigError> {
-    let mut sinks = values(flags, "sink", "stdout:, unix://PATH, tcp://HOST:PORT or vsock://CID[:PORT]", sink)?;
-    let distinct: BTreeSet<String> = sinks.iter().map(ToString::to_string).collect();
-    if distinct.len() < sinks.len() {
+fn sinks(flags: &Parsed, mode: &Mode) -> Result<Vec<(SinkConfig, &'static [Source])>, ConfigError> {
+    let urls = "stdout:, listener:, unix://PATH, tcp://HOST:PORT or vsock://CID[:PORT]";
+    let named = values(flags, "sink", urls, sink)?;
+    let distinct: BTreeSet<String> = named.iter().map(ToString::to_string).collect();
+    if distinct.len() < named.len() {
         let all = flags.values("sink").join(" ");
         return Err(FlagError::bad_value("sink", &all, "each sink can be given once").into());
     }
-    if sinks.is_empty() && flags.on("privilegedService") {
-        let address = value(flags, "vtunnelAddr", "HOST:PORT", host_port)?;
-        sinks.push(SinkConfig::Vtunnel(Address::Tcp(address)));
+    let mut sinks: Vec<_> = named.into_iter().map(|sink| (sink, Source::ALL)).collect();
+    for (sink, feeds) in &mode.sinks {
+        let sink = match sink {
+            ModeSink::Vtunnel => {
+                SinkConfig::Vtunnel(Address::Tcp(value(flags, "vtunnelAddr", "HOST:PORT", host_port)?))
+            }
+            ModeSink::Listener => SinkConfig::Listener,
+        };
+        sinks.push((sink, *feeds));
     }
-    if sinks.is_empty() { Err(ConfigError::NoSink) } else { Ok(sinks) }
+    Ok(sinks)
+}
+
+fn containerd(flags: &Parsed) -> Result<ContainerdConfig, ConfigError> {
+    let absolute = |text: &str| text.starts_with('/').then(|| PathBuf::from(text));
+    let socket = |text: &str| absolute(text).filter(|_| text.len() <= UNIX_PATH_BYTES_MAX);
+    let ctr = |text: &str| if text.is_empty() { Some(None) } else { absolute(text).map(Some) };
+    Ok(ContainerdConfig {
+        socket: value(flags, "containerdSock", "the absolute path of a socket, of 107 bytes at most", socket)?,
+        ctr: value(flags, "ctr", "an absolute path", ctr)?,
+    })
 }
 
 fn sink(url: &str) -> Option<SinkConfig> {
-    if url == "stdout:" {
-        return Some(SinkConfig::Stdout);
+    match url {
+        "stdout:" => return Some(SinkConfig::Stdout),
+        "listener:" => return Some(SinkConfig::Listener),
+        _ => {}
     }
     let (scheme, rest) = url.split_once("://")?;
     let address = match scheme {
         "tcp" => Address::Tcp(host_port(rest)?),
-        // The kernel's limit for a socket's path is 107 bytes.
-        "unix" => Address::Unix((rest.starts_with('/') && rest.len() <= 107).then(|| PathBuf::from(rest))?),
+        "unix" => {
+            let valid = rest.starts_with('/') && rest.len() <= UNIX_PATH_BYTES_MAX;
+            Address::Unix(valid.then(|| PathBuf::from(rest))?)
+        }
         "vsock" => {
             let (cid, port) = match rest.split_once(':') {
                 Some((cid, port)) => (cid, port.parse().ok()?),
@@ -290,7 +350,7 @@ mod tests {
 
     #[test]
     fn takes_flags_as_go_does() {
-        let tcp = |text: &str| vec![SinkConfig::Vtunnel(Address::Tcp(text.into()))];
+        let tcp = |text: &str| vec![(SinkConfig::Vtunnel(Address::Tcp(text.into())), Source::ALL)];
         for line in
             ["-docker -privilegedService", "--docker --privilegedService=true", "-docker=1 -privilegedService=T"]
         {
@@ -306,9 +366,13 @@ mod tests {
 
     #[test]
     fn sinks_replace_what_the_mode_chooses() {
-        let sinks = config("-docker -privilegedService --sink stdout: --sink unix:///run/x --sink vsock://2").sinks;
-        let shown: Vec<String> = sinks.iter().map(ToString::to_string).collect();
-        assert_eq!(shown, ["stdout:", "unix:///run/x", "vsock://2:17381"]);
+        let sinks = config(
+            "-docker -privilegedService --sink stdout: --sink unix:///run/x --sink vsock://2 \
+                            --sink listener:",
+        )
+        .sinks;
+        let shown: Vec<String> = sinks.iter().map(|(sink, _)| sink.to_string()).collect();
+        assert_eq!(shown, ["stdout:", "unix:///run/x", "vsock://2:17381", "listener:"]);
         for bad in
             ["stdout", "http://x:1", "unix://rel", "tcp://x", "tcp://x:0", "tcp://:1", "vsock://x", "vsock://2:x"]
         {
@@ -321,11 +385,13 @@ mod tests {
     #[test]
     fn s28_refuses_what_cannot_work() {
         for (line, expect) in [
-            ("", "at least one source"),
+            ("-iptables=false", "at least one source"),
             ("-docker=false -iptables=false", "at least one source"),
             ("-docker", "nobody to tell"),
-            ("-containerd -sink stdout:", "-containerd is not in this version"),
-            ("-docker -iptables -sink stdout:", "-iptables is not in this version"),
+            ("-containerd", "nobody to tell"),
+            ("-containerd -sink stdout: -containerdSock run/x", "containerdSock"),
+            ("-containerd -sink stdout: --ctr ctr", "an absolute path"),
+            ("-iptables --nat-interval 1ms", "10ms"),
             ("-docker -kubernetes -sink stdout:", "-kubernetes is not in this version"),
             ("-docker -containerd -iptables", "cannot all be on"),
             ("-docker -sink stdout: -k8sServiceListenerAddr 10.0.0.1", "0.0.0.0 or 127.0.0.1"),

@@ -3,7 +3,7 @@
 //! Sources and sinks send events into one bounded channel; the agent thread hands each to the reconciler and
 //! carries the commands that come back to the sinks. Both enums are closed: a `match` on them names every variant.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -17,13 +17,22 @@ pub const EVENTS_MAX: usize = 1024;
 pub enum Source {
     /// The Docker Engine API, Podman's compatible one included.
     Docker,
+    /// containerd's events, with the ports that nerdctl recorded.
+    Containerd,
+    /// NAT rules of CNI's portmap plugin and of netavark.
+    Nat,
 }
 
 impl Source {
+    /// All of them.
+    pub const ALL: &[Source] = &[Source::Docker, Source::Containerd, Source::Nat];
+
     /// The name used in logs, JSON and on the command line.
     pub fn as_str(self) -> &'static str {
         match self {
             Source::Docker => "docker",
+            Source::Containerd => "containerd",
+            Source::Nat => "nat",
         }
     }
 }
@@ -34,7 +43,7 @@ impl fmt::Display for Source {
     }
 }
 
-/// Who claims a binding: a source and the key that source knows it by (a container id).
+/// Who claims a binding: a source and the key that source knows it by (a container id; what a NAT rule leads to).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Owner {
     /// The source that saw it.
@@ -46,7 +55,9 @@ pub struct Owner {
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // A container id of 64 digits is known to people by its first 12.
-        write!(f, "{}:{}", self.source, self.key.get(..12).unwrap_or(&self.key).escape_debug())
+        let is_hash = self.key.len() == 64 && self.key.bytes().all(|b| b.is_ascii_hexdigit());
+        let shown = if is_hash { self.key.get(..12) } else { None };
+        write!(f, "{}:{}", self.source, shown.unwrap_or(&self.key).escape_debug())
     }
 }
 
@@ -81,6 +92,20 @@ pub enum Event {
         source: Source,
         /// Why, for people.
         reason: String,
+    },
+    /// A source cannot read all of what it watches, and tries again. Its claims stay until its next snapshot.
+    SourceTroubled {
+        /// Which source.
+        source: Source,
+        /// Why, for people.
+        reason: String,
+    },
+    /// Owners whose bindings lead nowhere any more; a complete view, like a snapshot. Their claims stay.
+    Stale {
+        /// Which source.
+        source: Source,
+        /// The keys of those owners.
+        keys: BTreeSet<Arc<str>>,
     },
     /// A source met input that it could not use, and went on without it.
     Skipped {
@@ -210,6 +235,26 @@ pub enum Report {
         source: Source,
         /// `None`: it has just given its complete view. Otherwise what is wrong.
         problem: Option<String>,
+        /// How often it was lost so far in this run.
+        losses: u64,
+    },
+    /// What an owner's bindings lead to is gone, or is there again.
+    Stale {
+        /// Whose.
+        owner: Owner,
+        /// Gone.
+        stale: bool,
+    },
+    /// A binding is not for this sink, and nothing is done about it there.
+    LeftOut {
+        /// Which sink.
+        sink: SinkId,
+        /// Whose.
+        owner: Owner,
+        /// Which binding, as published.
+        binding: Binding,
+        /// Why.
+        reason: &'static str,
     },
     /// Input was skipped, or a claim was cut down.
     Skipped {

@@ -9,15 +9,22 @@ use caps::Capability;
 use nix::sys::signal::{SigSet, Signal};
 use rancher_desktop_agent::agent::{Agent, needs_relay};
 use rancher_desktop_agent::config::usage::USAGE;
-use rancher_desktop_agent::config::{self, Config, Wish};
-use rancher_desktop_agent::event::Event;
+use rancher_desktop_agent::config::{self, Config, SinkConfig, Wish};
+use rancher_desktop_agent::event::{Event, Source};
+use rancher_desktop_agent::source::child::{self, Privileges};
 use rancher_desktop_agent::supervisor::STACK_BYTES;
 use rancher_desktop_agent::{logging, privileges};
 
 const EXIT_FAILED: u8 = 1;
 const EXIT_USAGE: u8 = 2;
+/// As a shell has it for a program that cannot be run.
+const EXIT_NOT_RUN: u8 = 126;
 
 fn main() -> ExitCode {
+    if let Some(error) = child::become_program(std::env::args_os().skip(1)) {
+        complain(&error);
+        return ExitCode::from(EXIT_NOT_RUN);
+    }
     let wish = match config::read(std::env::args_os().skip(1), |name| std::env::var_os(name)) {
         Ok(wish) => wish,
         Err(error) => {
@@ -61,23 +68,45 @@ fn print(text: &str) -> ExitCode {
 
 fn summary(config: &Config) -> String {
     let docker = config.docker.iter().map(|socket| format!("source=docker:{}", socket.display()));
-    let sinks = config.sinks.iter().map(|sink| format!("sink={sink}"));
+    let containerd = config.containerd.iter().map(|c| format!("source=containerd:{}", c.socket.display()));
+    let nat = config.nat_interval.iter().map(|_| "source=nat".to_owned());
+    let sinks = config.sinks.iter().map(|(sink, feeds)| match *feeds {
+        Source::ALL => format!("sink={sink}"),
+        feeds => format!("sink={sink}<{}", feeds.iter().map(|s| s.as_str()).collect::<Vec<_>>().join("+")),
+    });
     let relay = needs_relay(config).then(|| format!("relay={}", config.interface));
     let exposure = if config.policy.admin { "exposure=as-published" } else { "exposure=loopback" };
-    docker.chain(sinks).chain(relay).chain([exposure.to_owned()]).collect::<Vec<_>>().join(" ")
+    docker
+        .chain(containerd)
+        .chain(nat)
+        .chain(sinks)
+        .chain(relay)
+        .chain([exposure.to_owned()])
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 fn run(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
     // Blocked before any thread starts, so that only the signal thread sees them.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     signals.thread_block()?;
-    let keep: &[Capability] = if needs_relay(config) { &[Capability::CAP_NET_BIND_SERVICE] } else { &[] };
-    privileges::drop_to(keep)?;
+    privileges::drop_to(&needed_capabilities(config))?;
     let agent = Agent::start(config, privileges::raise_file_limit()?)?;
     watch_signals(signals, agent.sender())?;
     log::info!("started version={} {}", env!("CARGO_PKG_VERSION"), summary(config));
     agent.run();
     Ok(())
+}
+
+fn needed_capabilities(config: &Config) -> Vec<Capability> {
+    let mut needed = Vec::new();
+    if needs_relay(config) || config.sinks.iter().any(|(sink, _)| *sink == SinkConfig::Listener) {
+        needed.push(Capability::CAP_NET_BIND_SERVICE);
+    }
+    if config.nat_interval.is_some() {
+        needed.extend(Privileges::NetAdmin.capabilities());
+    }
+    needed
 }
 
 /// The first signal asks for a shutdown, the second ends the process at once. The thread lives as long as the process.

@@ -8,14 +8,14 @@
 
 pub mod ledger;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::event::{Command, Event, Owner, Report, SinkId, Source};
 use crate::policy::Policy;
-use crate::port::{Binding, Bindings};
+use crate::port::{Binding, Bindings, Protocol};
 use ledger::Ledger;
 
 /// Bindings that all owners together may claim. What goes over is refused and reported, never silently dropped.
@@ -29,6 +29,38 @@ pub enum Role {
     /// The agent's own pipe: takes the bindings that name one address, as they were published. A peer is told of
     /// such a binding only while the relay carries it, since the host could not reach it otherwise.
     Relay,
+    /// Opens listeners in the guest for others to notice: takes TCP bindings that name no particular address, or a
+    /// loopback one, as they were published.
+    Listener,
+}
+
+impl Role {
+    /// Why a published binding is nothing for such a sink, if that is so.
+    fn objection(self, published: Binding) -> Option<&'static str> {
+        match self {
+            Role::Peer => None,
+            Role::Relay => published.host_ip.is_unspecified().then_some("it answers on every address already"),
+            Role::Listener if published.protocol == Protocol::Udp => Some("only TCP can be noticed by a listener"),
+            Role::Listener if published.host_ip.is_unspecified() || published.is_loopback() => None,
+            Role::Listener => Some("it is published on one address of the guest only"),
+        }
+    }
+}
+
+/// A sink, as the reconciler knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SinkSettings {
+    /// What it is for.
+    pub role: Role,
+    /// Whose claims it is told of.
+    pub feeds: &'static [Source],
+}
+
+impl SinkSettings {
+    /// A sink that is told of the claims of every source.
+    pub fn of_all(role: Role) -> SinkSettings {
+        SinkSettings { role, feeds: Source::ALL }
+    }
 }
 
 /// How the reconciler is set up.
@@ -39,7 +71,7 @@ pub struct Settings {
     /// How long the claims of a lost source stay.
     pub grace: Duration,
     /// The sinks, in the order of their [`SinkId`]s; at most one relay.
-    pub sinks: Vec<Role>,
+    pub sinks: Vec<SinkSettings>,
 }
 
 /// One owner's claim on a binding.
@@ -54,7 +86,7 @@ struct Claimant {
 pub struct Reconciler {
     policy: Policy,
     grace: Duration,
-    roles: Vec<Role>,
+    sinks: Vec<SinkSettings>,
     relay: Option<usize>,
     ledgers: Vec<Ledger>,
     claims: BTreeMap<Owner, Bindings>,
@@ -64,7 +96,10 @@ pub struct Reconciler {
     /// When the claims of a lost source end.
     lost: BTreeMap<Source, Instant>,
     problems: BTreeMap<Source, Option<String>>,
+    losses: BTreeMap<Source, u64>,
     skipped: BTreeMap<Source, u64>,
+    /// Owners of claims that lead nowhere.
+    stale: BTreeSet<Owner>,
     next_ticket: u64,
     stopping: bool,
 }
@@ -75,15 +110,17 @@ impl Reconciler {
         Reconciler {
             policy: settings.policy,
             grace: settings.grace,
-            relay: settings.sinks.iter().position(|role| *role == Role::Relay),
+            relay: settings.sinks.iter().position(|sink| sink.role == Role::Relay),
             ledgers: (0..settings.sinks.len()).map(|i| Ledger::new(SinkId(i))).collect(),
-            roles: settings.sinks,
+            sinks: settings.sinks,
             claims: BTreeMap::new(),
             claimants: BTreeMap::new(),
             claimed: 0,
             lost: BTreeMap::new(),
             problems: BTreeMap::new(),
+            losses: BTreeMap::new(),
             skipped: BTreeMap::new(),
+            stale: BTreeSet::new(),
             next_ticket: 0,
             stopping: false,
         }
@@ -98,8 +135,11 @@ impl Reconciler {
             Event::SourceLost { source, reason } => {
                 let until = now + self.grace;
                 self.lost.entry(source).or_insert(until);
+                *self.losses.entry(source).or_default() += 1;
                 self.source_problem(source, Some(reason), &mut out);
             }
+            Event::SourceTroubled { source, reason } => self.source_problem(source, Some(reason), &mut out),
+            Event::Stale { source, keys } => self.mark_stale(source, &keys, &mut out),
             Event::Skipped { source, reason } => self.skip(source, reason, &mut out),
             Event::Answered { sink, ticket, answer } => {
                 let changed = match self.ledgers.get_mut(sink.0) {
@@ -108,7 +148,7 @@ impl Reconciler {
                 };
                 if self.relay == Some(sink.0) {
                     for binding in changed {
-                        self.touch(binding);
+                        self.spread(binding);
                     }
                 }
             }
@@ -207,8 +247,20 @@ impl Reconciler {
         for (binding, container_port) in bindings.iter().filter(|(b, port)| before.get(b) != Some(port)) {
             self.acquire(&owner, *binding, *container_port, out);
         }
-        if !bindings.is_empty() {
+        if bindings.is_empty() {
+            self.stale.remove(&owner);
+        } else {
             self.claims.insert(owner, bindings);
+        }
+    }
+
+    fn mark_stale(&mut self, source: Source, keys: &BTreeSet<Arc<str>>, out: &mut Vec<Command>) {
+        for owner in self.owners_of(source) {
+            let stale = keys.contains(&owner.key);
+            let was = if stale { !self.stale.insert(owner.clone()) } else { self.stale.remove(&owner) };
+            if stale != was {
+                out.push(Command::Report(Report::Stale { owner, stale }));
+            }
         }
     }
 
@@ -219,12 +271,25 @@ impl Reconciler {
             Some(claimant) => claimant.container_port = container_port,
             None => claimants.push(Claimant { owner: owner.clone(), container_port }),
         }
-        let oldest = claimants.first().cloned();
-        if first && self.policy.narrows(binding) {
+        if first {
+            self.remark(owner, binding, out);
+        }
+        self.spread(binding);
+    }
+
+    /// Says what people should know of a binding that is claimed for the first time.
+    fn remark(&self, owner: &Owner, binding: Binding, out: &mut Vec<Command>) {
+        let with_role = |role: Role| self.sinks.iter().enumerate().filter(move |(_, sink)| sink.role == role);
+        if self.policy.narrows(binding) && with_role(Role::Peer).next().is_some() {
             let exposed = self.policy.expose(binding);
             out.push(Command::Report(Report::Narrowed { owner: owner.clone(), published: binding, exposed }));
         }
-        self.spread(binding, oldest.as_ref());
+        for (i, _) in with_role(Role::Listener).filter(|(_, sink)| sink.feeds.contains(&owner.source)) {
+            if let Some(reason) = Role::Listener.objection(binding) {
+                let left_out = Report::LeftOut { sink: SinkId(i), owner: owner.clone(), binding, reason };
+                out.push(Command::Report(left_out));
+            }
+        }
     }
 
     fn release(&mut self, owner: &Owner, binding: Binding) {
@@ -234,24 +299,21 @@ impl Reconciler {
                 self.claimants.remove(&binding);
             }
         }
-        self.touch(binding);
+        self.spread(binding);
     }
 
-    /// Tells every ledger whether this published binding asks for a forward there.
-    fn touch(&mut self, published: Binding) {
-        let oldest = self.claimants.get(&published).and_then(|claimants| claimants.first()).cloned();
-        self.spread(published, oldest.as_ref());
-    }
-
-    fn spread(&mut self, published: Binding, oldest: Option<&Claimant>) {
+    /// Tells every ledger whether this published binding asks for a forward there: of its claimants, the oldest that
+    /// the sink is told of counts.
+    fn spread(&mut self, published: Binding) {
         let relayed = published.host_ip.is_unspecified()
             || self.relay.and_then(|i| self.ledgers.get(i)).is_none_or(|relay| relay.holds(published));
-        for (role, ledger) in self.roles.iter().zip(&mut self.ledgers) {
-            let (exposed, possible) = match role {
+        let claimants = self.claimants.get(&published).map(Vec::as_slice).unwrap_or_default();
+        for (sink, ledger) in self.sinks.iter().zip(&mut self.ledgers) {
+            let (exposed, possible) = match sink.role {
                 Role::Peer => (self.policy.expose(published), relayed),
-                Role::Relay => (published, !published.host_ip.is_unspecified()),
+                Role::Relay | Role::Listener => (published, sink.role.objection(published).is_none()),
             };
-            match oldest {
+            match claimants.iter().find(|c| sink.feeds.contains(&c.owner.source)) {
                 Some(c) if possible => ledger.want(exposed, published, &c.owner, c.container_port),
                 Some(_) | None => ledger.unwant(exposed, published),
             }
@@ -261,7 +323,8 @@ impl Reconciler {
     fn source_problem(&mut self, source: Source, problem: Option<String>, out: &mut Vec<Command>) {
         if self.problems.get(&source) != Some(&problem) {
             self.problems.insert(source, problem.clone());
-            out.push(Command::Report(Report::Source { source, problem }));
+            let losses = self.losses.get(&source).copied().unwrap_or_default();
+            out.push(Command::Report(Report::Source { source, problem, losses }));
         }
     }
 

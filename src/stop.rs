@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -48,10 +48,8 @@ impl Stop {
 
     /// Waits that long. `true`: the sign was raised, at once or meanwhile.
     pub fn wait(&self, pause: Duration) -> bool {
-        // Rounded up, so that a deadline has really passed when the wait ends.
-        let timeout = PollTimeout::try_from(pause + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX);
         let mut fds = [PollFd::new(self.as_fd(), PollFlags::empty())];
-        match poll(&mut fds, timeout) {
+        match poll(&mut fds, timeout(pause)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => log::error!("waiting failed error={error}"),
         }
@@ -60,12 +58,24 @@ impl Stop {
 
     /// Waits until `fd` can be read or the sign is raised. `false`: it was raised, or polling failed.
     pub fn readable(&self, fd: BorrowedFd<'_>) -> bool {
+        self.wait_readable(&[fd], None)
+    }
+
+    /// Waits until one of `fds` can be read, the deadline has come, or the sign is raised. `false`: it was raised, or
+    /// polling failed.
+    pub fn wait_readable(&self, fds: &[BorrowedFd<'_>], deadline: Option<Instant>) -> bool {
+        let mut polled = vec![PollFd::new(self.as_fd(), PollFlags::empty())];
+        polled.extend(fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)));
         loop {
-            let mut fds = [PollFd::new(self.as_fd(), PollFlags::empty()), PollFd::new(fd, PollFlags::POLLIN)];
-            match poll(&mut fds, PollTimeout::NONE) {
+            let timeout =
+                deadline.map_or(PollTimeout::NONE, |at| timeout(at.saturating_duration_since(Instant::now())));
+            match poll(&mut polled, timeout) {
                 Ok(_) => return !self.is_raised(),
                 Err(Errno::EINTR) => {}
-                Err(_) => return false,
+                Err(error) => {
+                    log::error!("waiting failed error={error}");
+                    return false;
+                }
             }
         }
     }
@@ -86,6 +96,11 @@ impl AsFd for Stop {
     }
 }
 
+/// Rounded up, so that a deadline has really passed when the wait ends.
+fn timeout(pause: Duration) -> PollTimeout {
+    PollTimeout::try_from(pause + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX)
+}
+
 /// No code that holds these locks can leave what they guard half changed.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -95,7 +110,6 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU32, Ordering};
-    use std::time::Instant;
 
     #[test]
     fn raising_ends_waits_and_runs_the_hook() {

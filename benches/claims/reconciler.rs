@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rancher_desktop_agent::event::{Answer, Command, Event, Owner, Source};
 use rancher_desktop_agent::policy::Policy;
 use rancher_desktop_agent::port::{Binding, Bindings, Protocol};
-use rancher_desktop_agent::reconciler::{Reconciler, Role, Settings};
+use rancher_desktop_agent::reconciler::{Reconciler, Role, Settings, SinkSettings};
 
 use crate::report::{Row, Samples, thousands};
 
@@ -121,7 +121,7 @@ fn settle(reconciler: &mut Reconciler, mut commands: Vec<Command>, now: Instant)
 
 /// With the sinks that the agent has in its usual mode.
 fn reconciler() -> Reconciler {
-    let sinks = vec![Role::Peer, Role::Relay];
+    let sinks = [Role::Peer, Role::Relay].map(SinkSettings::of_all).to_vec();
     Reconciler::new(Settings { policy: Policy { admin: true }, grace: Duration::from_secs(10), sinks })
 }
 

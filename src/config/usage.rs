@@ -1,6 +1,6 @@
 //! The agent's flags: names, defaults and help. What their values mean is in [`config`](super).
 //!
-//! Flags of Rancher Desktop's own agent keep its names and defaults, except that what is not in this version is off.
+//! Flags of Rancher Desktop's own agent keep its names and defaults.
 
 use crate::flags::{Flag, Section, Takes, Usage};
 
@@ -22,7 +22,7 @@ pub static USAGE: Usage = Usage {
                     name: "containerd",
                     takes: Takes::Bool,
                     default: "false",
-                    help: "watch containerd (not in this version)",
+                    help: "watch containerd, for the ports that nerdctl publishes",
                 },
                 Flag {
                     name: "containerdSock",
@@ -31,10 +31,22 @@ pub static USAGE: Usage = Usage {
                     help: "containerd's socket",
                 },
                 Flag {
+                    name: "ctr",
+                    takes: Takes::Value("PATH"),
+                    default: "",
+                    help: "the program ctr, which comes with containerd (default: the first on the PATH)",
+                },
+                Flag {
                     name: "iptables",
                     takes: Takes::Bool,
-                    default: "false",
-                    help: "scan NAT rules (not in this version)",
+                    default: "true",
+                    help: "watch NAT rules: hostPorts of pods, nerdctl's and Podman's ports. If not given: only without -docker and -containerd, or with -kubernetes",
+                },
+                Flag {
+                    name: "nat-interval",
+                    takes: Takes::Value("DURATION"),
+                    default: "250ms",
+                    help: "how often to look whether rules of iptables-legacy may have changed; those of nftables tell",
                 },
                 Flag {
                     name: "kubernetes",
@@ -87,7 +99,7 @@ pub static USAGE: Usage = Usage {
                     name: "sink",
                     takes: Takes::Values("URL"),
                     default: "",
-                    help: "tell this peer, in place of what the flags above choose:\nstdout: (one JSON document a change), unix://PATH, tcp://HOST:PORT, vsock://CID[:PORT] (the host is CID 2, port 17381)",
+                    help: "tell this peer, in place of what the flags above choose:\nstdout: (one JSON document a change), listener: (listeners in this VM, which WSL forwards), unix://PATH, tcp://HOST:PORT, vsock://CID[:PORT] (the host is CID 2, port 17381)",
                 },
                 Flag {
                     name: "connect-interface",
@@ -144,6 +156,8 @@ pub static USAGE: Usage = Usage {
 Examples:
   rancher-desktop-guestagent -docker --sink stdout:        see what it would tell a host
   rancher-desktop-guestagent -docker -privilegedService    as Rancher Desktop starts it
+  rancher-desktop-guestagent -iptables                     listeners for what NAT rules publish,
+                                                           which WSL forwards
   rancher-desktop-guestagent -docker --sink vsock://2      in a QEMU or Firecracker guest whose host
                                                            runs rancher-desktop-hostagent
 

@@ -2,6 +2,7 @@
 //! that a slow or dead peer never delays another. A sink keeps no port state: what it answers is the reconciler's.
 
 pub mod handshake;
+pub mod listener;
 pub mod relay;
 pub mod stdout;
 pub mod vtunnel;

@@ -2,7 +2,10 @@
 //!
 //! A source never imports the reconciler, a sink, or another source, and never reads a failure as "no ports".
 
+pub mod child;
+pub mod containerd;
 pub mod docker;
 pub mod interface;
 mod lines;
+pub mod nat;
 mod unix_http;

@@ -65,9 +65,13 @@ fn whatever_happens_every_sink_ends_up_with_what_is_published() {
 
 /// Admin rights, and sinks.
 fn setting(seed: u64) -> (bool, &'static [Role]) {
-    let roles: [&[Role]; 3] =
-        [&[Role::Peer, Role::Peer, Role::Relay], &[Role::Peer, Role::Peer], &[Role::Relay, Role::Peer, Role::Peer]];
-    (seed & 1 == 0, roles[(seed / 2 % 3) as usize])
+    let roles: [&[Role]; 4] = [
+        &[Role::Peer, Role::Peer, Role::Relay],
+        &[Role::Peer, Role::Peer],
+        &[Role::Relay, Role::Peer, Role::Peer],
+        &[Role::Listener, Role::Peer, Role::Relay],
+    ];
+    (seed & 1 == 0, roles[(seed / 2 % 4) as usize])
 }
 
 fn run(seed: u64, steps: &[Step], universe: &[Binding]) {

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use rancher_desktop_agent::event::{Command, Document, Event, ForwardState, Operation, Report, SinkId, Source};
 use rancher_desktop_agent::policy::Policy;
-use rancher_desktop_agent::port::{Binding, Bindings};
+use rancher_desktop_agent::port::{Binding, Bindings, Protocol};
 use rancher_desktop_agent::reconciler::ledger::IN_FLIGHT_MAX;
-use rancher_desktop_agent::reconciler::{Reconciler, Role, Settings};
+use rancher_desktop_agent::reconciler::{Reconciler, Role, Settings, SinkSettings};
 use rancher_desktop_agent::wire::port_mapping::DOCUMENT_BINDINGS_MAX;
 
 use super::sim::{Outcome, Sim, bindings, format_document, owner, show};
@@ -38,14 +38,18 @@ pub struct World {
     published: BTreeMap<Arc<str>, Bindings>,
     lost: Option<Instant>,
     stopping: bool,
-    /// At peers, and at the relay.
-    asked: [Asked; 2],
+    /// At peers, at the relay, and at listeners.
+    asked: [Asked; 3],
     last_ticket: u64,
 }
 
 impl World {
     pub fn new(admin: bool, roles: &[Role]) -> World {
-        let settings = Settings { policy: Policy { admin }, grace: GRACE, sinks: roles.to_vec() };
+        let settings = Settings {
+            policy: Policy { admin },
+            grace: GRACE,
+            sinks: roles.iter().copied().map(SinkSettings::of_all).collect(),
+        };
         World {
             now: Instant::now(),
             reconciler: Reconciler::new(settings),
@@ -57,7 +61,7 @@ impl World {
             published: BTreeMap::new(),
             lost: None,
             stopping: false,
-            asked: [BTreeMap::new(), BTreeMap::new()],
+            asked: Default::default(),
             last_ticket: 0,
         }
     }
@@ -195,7 +199,12 @@ impl World {
             }
             Event::SourceLost { .. } => drop(self.lost.get_or_insert(self.now + GRACE)),
             Event::Shutdown => self.stopping = true,
-            Event::Tick | Event::Answered { .. } | Event::SinkReset { .. } | Event::Skipped { .. } => {
+            Event::Tick
+            | Event::Answered { .. }
+            | Event::SinkReset { .. }
+            | Event::SourceTroubled { .. }
+            | Event::Stale { .. }
+            | Event::Skipped { .. } => {
                 if self.lost.is_none_or(|until| until > self.now) {
                     return;
                 }
@@ -208,13 +217,17 @@ impl World {
         if self.stopping {
             self.published.clear();
         }
-        self.asked = [BTreeMap::new(), BTreeMap::new()];
+        self.asked = Default::default();
         for (key, bindings) in &self.published {
             for published in bindings.keys() {
                 let exposed = exposed(self.admin, *published);
                 self.asked[0].entry(exposed).or_default().push((*published, key.clone()));
                 if !published.host_ip.is_unspecified() {
                     self.asked[1].entry(*published).or_default().push((*published, key.clone()));
+                }
+                let noticed = published.host_ip.is_unspecified() || published.host_ip.is_loopback();
+                if noticed && published.protocol == Protocol::Tcp {
+                    self.asked[2].entry(*published).or_default().push((*published, key.clone()));
                 }
             }
         }
@@ -224,7 +237,7 @@ impl World {
     fn askers(&self, sink: usize, binding: Binding) -> impl Iterator<Item = &(Binding, Arc<str>)> {
         let at_peer = self.sinks[sink].role == Role::Peer;
         let relay = self.sinks.iter().find(|sim| sim.role == Role::Relay);
-        let asked = self.asked[usize::from(!at_peer)].get(&binding).into_iter().flatten();
+        let asked = self.asked[asked_at(self.sinks[sink].role)].get(&binding).into_iter().flatten();
         asked.filter(move |(published, _)| {
             !at_peer
                 || published.host_ip.is_unspecified()
@@ -280,7 +293,7 @@ impl World {
         let possible = |published: &Binding| {
             !at_peer || published.host_ip.is_unspecified() || relay.is_none_or(|relay| !relay.busy.contains(published))
         };
-        let asked = self.asked[usize::from(!at_peer)].iter();
+        let asked = self.asked[asked_at(self.sinks[sink].role)].iter();
         asked.filter(|(_, by)| by.iter().any(|(published, _)| possible(published))).map(|(b, _)| *b).collect()
     }
 
@@ -323,4 +336,12 @@ fn exposed(admin: bool, published: Binding) -> Binding {
         IpAddr::V6(_) => Ipv6Addr::from(1).into(),
     };
     Binding { host_ip, ..published }
+}
+
+fn asked_at(role: Role) -> usize {
+    match role {
+        Role::Peer => 0,
+        Role::Relay => 1,
+        Role::Listener => 2,
+    }
 }

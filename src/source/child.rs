@@ -1,0 +1,394 @@
+//! Programs that sources run: found once, started clean, bounded in time and output, and never left behind.
+//!
+//! A child starts as this very program, which asks the kernel to be killed when the agent dies (`PR_SET_PDEATHSIG`),
+//! gives up the privileges that its job does not need, and becomes the other program: by its absolute path, without
+//! environment, in `/`. Nothing of it goes through a shell. A child that is dropped is killed and reaped.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use caps::Capability;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::unistd::getppid;
+
+use crate::privileges;
+use crate::stop::Stop;
+
+/// The first argument of this program as a child that is about to become another one.
+const MARK: &str = "__child";
+
+/// Where programs are looked for after the PATH, which may be empty.
+const SYSTEM_DIRS: &[&str] = &["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+
+/// Bytes of what a child says on standard error that are kept.
+const MESSAGE_BYTES_MAX: usize = 512;
+
+/// Between looks whether a child that has closed its pipes has ended.
+const END_INTERVAL: Duration = Duration::from_millis(1);
+
+/// The longest wait for the end of a child that was killed.
+const KILL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What a program may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Privileges {
+    /// What any user may.
+    None,
+    /// Read the kernel's packet filter, as far as the agent may.
+    NetAdmin,
+}
+
+impl Privileges {
+    /// What the agent has to keep, so that its children can have it.
+    pub fn capabilities(self) -> &'static [Capability] {
+        match self {
+            Privileges::None => &[],
+            Privileges::NetAdmin => &[Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW],
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Privileges::None => "none",
+            Privileges::NetAdmin => "net-admin",
+        }
+    }
+}
+
+/// A program that can be run.
+#[derive(Debug, Clone)]
+pub struct Tool {
+    program: PathBuf,
+    privileges: Privileges,
+    launcher: PathBuf,
+}
+
+impl Tool {
+    /// The program at an absolute path.
+    pub fn new(program: PathBuf, privileges: Privileges) -> Tool {
+        Tool { program, privileges, launcher: PathBuf::from("/proc/self/exe") }
+    }
+
+    /// The first program of that name on the PATH, or where systems keep theirs.
+    pub fn find(name: &'static str, privileges: Privileges) -> Result<Tool, ToolError> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let dirs = std::env::split_paths(&path).filter(|dir| dir.is_absolute());
+        let mut programs = dirs.chain(SYSTEM_DIRS.iter().map(PathBuf::from)).map(|dir| dir.join(name));
+        let program = programs.find(|program| program.is_file()).ok_or(ToolError::NotFound { name })?;
+        Ok(Tool::new(program, privileges))
+    }
+
+    /// With another program than this one as what starts it: where this one is a test.
+    pub fn launched_by(self, launcher: PathBuf) -> Tool {
+        Tool { launcher, ..self }
+    }
+
+    /// Where it is.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// For messages: `ctr tasks ls`.
+    fn shown(&self, args: &[&OsStr]) -> String {
+        let name = self.program.file_name().unwrap_or(self.program.as_os_str());
+        let words: Vec<String> = std::iter::once(&name).chain(args).map(|w| w.to_string_lossy().into_owned()).collect();
+        words.join(" ")
+    }
+}
+
+/// Why a program did not do what it was run for.
+#[derive(Debug)]
+pub enum ToolError {
+    /// There is no such program.
+    NotFound {
+        /// Its name.
+        name: &'static str,
+    },
+    /// It could not be started.
+    Start {
+        /// Its command line.
+        command: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// It took too long, and was killed.
+    TimedOut {
+        /// Its command line.
+        command: String,
+    },
+    /// It said too much, and was killed.
+    TooMuch {
+        /// Its command line.
+        command: String,
+        /// The limit, in bytes.
+        bytes: usize,
+    },
+    /// It ended with another exit code than 0.
+    Failed {
+        /// Its command line.
+        command: String,
+        /// Its exit code; `None` after a signal.
+        code: Option<i32>,
+        /// The beginning of what it said on standard error.
+        message: String,
+    },
+    /// The agent ends.
+    Stopped,
+}
+
+impl fmt::Display for ToolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ToolError::NotFound { name } => {
+                write!(f, "there is no program {name} on the PATH ({:?})", std::env::var_os("PATH").unwrap_or_default())
+            }
+            ToolError::Start { command, error } => write!(f, "cannot start {command:?}: {error}"),
+            ToolError::TimedOut { command } => write!(f, "{command:?} took too long, and was killed"),
+            ToolError::TooMuch { command, bytes } => {
+                write!(f, "{command:?} printed more than {bytes} bytes, and was killed")
+            }
+            ToolError::Failed { command, code: Some(code), message } => {
+                write!(f, "{command:?} ended with exit code {code}: {}", message.escape_debug())
+            }
+            ToolError::Failed { command, code: None, message } => {
+                write!(f, "{command:?} was ended by a signal: {}", message.escape_debug())
+            }
+            ToolError::Stopped => f.write_str("the agent ends"),
+        }
+    }
+}
+
+impl std::error::Error for ToolError {}
+
+/// A program that runs, with its output on pipes that never block.
+pub struct Child {
+    process: std::process::Child,
+    stdout: Option<ChildStdout>,
+    stderr: Option<ChildStderr>,
+    command: String,
+    message: Vec<u8>,
+}
+
+impl Child {
+    /// Starts it. Its output is to be read, or it will wait.
+    pub fn start(tool: &Tool, args: &[impl AsRef<OsStr>]) -> Result<Child, ToolError> {
+        let args: Vec<&OsStr> = args.iter().map(AsRef::as_ref).collect();
+        let shown = tool.shown(&args);
+        let start = || {
+            let mut process = Command::new(&tool.launcher)
+                .arg(MARK)
+                .arg(std::process::id().to_string())
+                .arg(tool.privileges.as_str())
+                .arg(&tool.program)
+                .args(&args)
+                .env_clear()
+                .current_dir("/")
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()?;
+            let (stdout, stderr) = (process.stdout.take(), process.stderr.take());
+            let child = Child { process, stdout, stderr, command: shown.clone(), message: Vec::new() };
+            for fd in child.fds() {
+                fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+            }
+            Ok(child)
+        };
+        start().map_err(|error| ToolError::Start { command: shown.clone(), error })
+    }
+
+    /// Its standard output, where a read that finds nothing is `WouldBlock`. To be taken once.
+    pub fn take_stdout(&mut self) -> Option<ChildStdout> {
+        self.stdout.take()
+    }
+
+    /// Those of its pipes that are held here and still open.
+    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let stdout = self.stdout.iter().map(AsFd::as_fd);
+        stdout.chain(self.stderr.iter().map(AsFd::as_fd))
+    }
+
+    /// Takes what it has said on standard error, and keeps the beginning: a full pipe would make it wait.
+    pub fn drain_stderr(&mut self) {
+        let Child { stderr, message, .. } = self;
+        drain(stderr, |bytes| {
+            let room = MESSAGE_BYTES_MAX - message.len();
+            message.extend(bytes.iter().take(room));
+        });
+    }
+
+    /// The beginning of what it has said on standard error.
+    pub fn message(&self) -> String {
+        String::from_utf8_lossy(&self.message).trim().to_owned()
+    }
+
+    fn failed(&self, status: ExitStatus) -> ToolError {
+        ToolError::Failed { command: self.command.clone(), code: status.code(), message: self.message() }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // An error means that it has ended already.
+        let _ = self.process.kill();
+        let end = Instant::now() + KILL_TIMEOUT;
+        while matches!(self.process.try_wait(), Ok(None)) {
+            if Instant::now() >= end {
+                log::error!("killed, but it does not end pid={} command={:?}", self.process.id(), self.command);
+                return;
+            }
+            std::thread::sleep(END_INTERVAL);
+        }
+    }
+}
+
+/// Reads what is there; closes the pipe at its end.
+fn drain<R: Read>(pipe: &mut Option<R>, mut take: impl FnMut(&[u8])) {
+    let mut chunk = [0; 16 * 1024];
+    while let Some(open) = pipe {
+        match open.read(&mut chunk) {
+            Ok(n) if n > 0 => take(chunk.get(..n).unwrap_or_default()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Ok(_) | Err(_) => *pipe = None,
+        }
+    }
+}
+
+/// Bounds of a run.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// The longest it may take.
+    pub timeout: Duration,
+    /// The most it may print, in bytes.
+    pub output_bytes_max: usize,
+}
+
+/// A program that runs to its end, whose output is wanted as a whole.
+pub struct Run {
+    child: Child,
+    output: Vec<u8>,
+    deadline: Instant,
+    limits: Limits,
+}
+
+impl Run {
+    /// Starts it.
+    pub fn start(tool: &Tool, args: &[impl AsRef<OsStr>], limits: Limits) -> Result<Run, ToolError> {
+        let child = Child::start(tool, args)?;
+        Ok(Run { child, output: Vec::new(), deadline: Instant::now() + limits.timeout, limits })
+    }
+
+    /// What to wait for before the next [`Run::advance`], besides [`Run::deadline`].
+    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.child.fds()
+    }
+
+    /// When to call [`Run::advance`] again, whatever its pipes do.
+    pub fn deadline(&self, now: Instant) -> Instant {
+        if self.fds().next().is_some() { self.deadline } else { self.deadline.min(now + END_INTERVAL) }
+    }
+
+    /// Takes what there is. `Some`: it is over, with all that it printed, or with why that is not to be had.
+    pub fn advance(&mut self, now: Instant) -> Option<Result<Vec<u8>, ToolError>> {
+        let (output, most) = (&mut self.output, self.limits.output_bytes_max);
+        // One chunk over the limit is enough to know.
+        drain(&mut self.child.stdout, |bytes| {
+            if output.len() <= most {
+                output.extend_from_slice(bytes);
+            }
+        });
+        self.child.drain_stderr();
+        let command = || self.child.command.clone();
+        if self.output.len() > most {
+            return Some(Err(ToolError::TooMuch { command: command(), bytes: most }));
+        }
+        if self.child.fds().next().is_none() {
+            match self.child.process.try_wait() {
+                Ok(Some(status)) if status.success() => return Some(Ok(std::mem::take(&mut self.output))),
+                Ok(Some(status)) => return Some(Err(self.child.failed(status))),
+                Ok(None) => {}
+                Err(error) => return Some(Err(ToolError::Start { command: command(), error })),
+            }
+        }
+        (now >= self.deadline).then(|| Err(ToolError::TimedOut { command: command() }))
+    }
+}
+
+enum Slot {
+    Running(Box<Run>),
+    Over(Result<Vec<u8>, ToolError>),
+}
+
+/// Runs programs side by side until all have ended.
+pub fn run_all(runs: Vec<Result<Run, ToolError>>, stop: &Stop) -> Vec<Result<Vec<u8>, ToolError>> {
+    let slot = |run: Result<Run, ToolError>| run.map_or_else(|e| Slot::Over(Err(e)), |run| Slot::Running(run.into()));
+    let mut slots: Vec<Slot> = runs.into_iter().map(slot).collect();
+    loop {
+        let now = Instant::now();
+        for slot in &mut slots {
+            if let Slot::Running(run) = slot {
+                if let Some(result) = run.advance(now) {
+                    *slot = Slot::Over(result);
+                }
+            }
+        }
+        let mut open: Vec<&Run> = Vec::new();
+        for slot in &slots {
+            if let Slot::Running(run) = slot {
+                open.push(run);
+            }
+        }
+        let Some(deadline) = open.iter().map(|run| run.deadline(now)).min() else { break };
+        let fds: Vec<BorrowedFd<'_>> = open.iter().flat_map(|run| run.fds()).collect();
+        if !stop.wait_readable(&fds, Some(deadline)) {
+            break;
+        }
+    }
+    let result = |slot| match slot {
+        Slot::Running(_) => Err(ToolError::Stopped),
+        Slot::Over(result) => result,
+    };
+    slots.into_iter().map(result).collect()
+}
+
+/// Runs one program to its end.
+pub fn run(tool: &Tool, args: &[&str], limits: Limits, stop: &Stop) -> Result<Vec<u8>, ToolError> {
+    let mut results = run_all(vec![Run::start(tool, args, limits)], stop);
+    results.pop().unwrap_or(Err(ToolError::Stopped))
+}
+
+/// Becomes the program that this process was started to become. Returns only if it was not (`None`), or could not.
+pub fn become_program(words: impl IntoIterator<Item = OsString>) -> Option<String> {
+    let mut words = words.into_iter();
+    if words.next()? != MARK {
+        return None;
+    }
+    let parent: Option<i32> = words.next().and_then(|word| word.to_str()?.parse().ok());
+    let keep = words.next();
+    let keep =
+        [Privileges::None, Privileges::NetAdmin].into_iter().find(|p| Some(OsStr::new(p.as_str())) == keep.as_deref());
+    let (Some(parent), Some(keep), Some(program)) = (parent, keep, words.next()) else {
+        return Some(format!("{MARK} is for the agent's own use"));
+    };
+    if let Err(error) = privileges::drop_to(keep.capabilities()) {
+        return Some(error.to_string());
+    }
+    if let Err(errno) = prctl::set_pdeathsig(Signal::SIGKILL) {
+        return Some(format!("cannot tie itself to the agent: {errno}"));
+    }
+    // It may have died before the kernel was asked to tell.
+    if getppid().as_raw() != parent {
+        return Some("the agent is gone".into());
+    }
+    let error = Command::new(&program).args(words).exec();
+    Some(format!("cannot run {}: {error}", program.to_string_lossy()))
+}
