@@ -22,6 +22,7 @@ const NFT_RULES: u16 = 200;
 const LEGACY_RULES: u16 = 60;
 const MANY: u16 = 5_000;
 const CHANGES: u16 = 20;
+const CHAIN: &str = "CNI-DN-0123456789abcdef01234";
 const FIRST_PORT: u16 = 20_000;
 
 /// What `--nat-interval` is unless given.
@@ -61,15 +62,22 @@ impl World {
         run(self.vm.guest.command(tool).args(["-w", "-t", "nat"]).args(args));
     }
 
-    /// Writes a rule; the moment that `written` gives once it is.
-    fn add(&self, tool: &str, port: u16, written: impl FnOnce() -> Instant) -> Instant {
+    /// Writes a rule; the moment at which iptables has ended.
+    fn add(&self, tool: &str, port: u16) -> Instant {
         let port = port.to_string();
-        let to = ["-j", "DNAT", "--to-destination", "10.4.0.9:80"];
-        self.iptables(
-            tool,
-            &[&["-A", "CNI-DN-0123456789abcdef01234", "-p", "tcp", "--dport", &port], &to[..]].concat(),
-        );
-        written()
+        let rule = ["-A", CHAIN, "-p", "tcp", "--dport", &port, "-j", "DNAT", "--to-destination", "10.4.0.9:80"];
+        self.iptables(tool, &rule);
+        Instant::now()
+    }
+
+    /// Writes a rule; the moment at which the kernel notifies of it, taken by a thread that waits for nothing else.
+    fn add_notified(&self, port: u16) -> Instant {
+        let notifications = Notifications::of(&self.vm.guest);
+        std::thread::scope(|scope| {
+            let heard = scope.spawn(|| notifications.next());
+            self.add("iptables-nft", port);
+            heard.join().unwrap()
+        })
     }
 
     /// Milliseconds from each of those moments to the document that announces the port.
@@ -125,17 +133,11 @@ impl Notifications {
 
 fn nft() -> Vec<Row> {
     let world = World::new();
-    world.iptables("iptables-nft", &["-N", "CNI-DN-0123456789abcdef01234"]);
+    world.iptables("iptables-nft", &["-N", CHAIN]);
     let mut written = BTreeMap::new();
     for n in 0..NFT_RULES {
         let port = FIRST_PORT + n;
-        let notifications = Notifications::of(&world.vm.guest);
-        // Heard by a thread that waits for nothing else, not when iptables has ended.
-        let at = std::thread::scope(|scope| {
-            let heard = scope.spawn(|| notifications.next());
-            world.add("iptables-nft", port, || heard.join().unwrap())
-        });
-        written.insert(port, at);
+        written.insert(port, world.add_notified(port));
         world.wait(port);
     }
     let latency = world.latencies(&written);
@@ -155,11 +157,11 @@ fn nft() -> Vec<Row> {
 
 fn legacy() -> Row {
     let world = World::new();
-    world.iptables("iptables-legacy", &["-N", "CNI-DN-0123456789abcdef01234"]);
+    world.iptables("iptables-legacy", &["-N", CHAIN]);
     let mut written = BTreeMap::new();
     for n in 0..LEGACY_RULES {
         let port = FIRST_PORT + n;
-        written.insert(port, world.add("iptables-legacy", port, Instant::now));
+        written.insert(port, world.add("iptables-legacy", port));
         world.wait(port);
         // At another moment of the interval each time.
         std::thread::sleep(Duration::from_millis(u64::from(n) * 37 % 250));
@@ -177,12 +179,10 @@ fn legacy() -> Row {
 /// What one more rule costs among thousands, and how much of that is the tool that reads them.
 fn many() -> Row {
     let world = World::new();
-    let mut rules = String::from("*nat\n:CNI-DN-0123456789abcdef01234 - [0:0]\n");
+    let mut rules = format!("*nat\n:{CHAIN} - [0:0]\n");
     for n in 0..MANY {
         let port = FIRST_PORT + n;
-        rules += &format!(
-            "-A CNI-DN-0123456789abcdef01234 -p tcp -m tcp --dport {port} -j DNAT --to-destination 10.4.0.9:80\n"
-        );
+        rules += &format!("-A {CHAIN} -p tcp -m tcp --dport {port} -j DNAT --to-destination 10.4.0.9:80\n");
     }
     rules += "COMMIT\n";
     let mut restore = world.vm.guest.command("iptables-nft-restore").stdin(Stdio::piped()).spawn().unwrap();
@@ -193,7 +193,7 @@ fn many() -> Row {
     let mut tool = Vec::new();
     for n in 0..CHANGES {
         let port = FIRST_PORT + MANY + n;
-        written.insert(port, world.add("iptables-nft", port, Instant::now));
+        written.insert(port, world.add_notified(port));
         world.wait(port);
         let begun = Instant::now();
         run(world.vm.guest.command("iptables-nft-save").args(["-t", "nat"]));
