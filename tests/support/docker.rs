@@ -13,6 +13,17 @@ use super::{DEADLINE, Process, TempDir, eventually, run};
 /// No registry is reachable: the image is made of Debian's static busybox.
 const BUSYBOX: &str = "/bin/busybox";
 
+/// A tar in that directory of what an image holds: `/busybox` and `/udp_echo`.
+pub fn image_tar(dir: &TempDir) -> PathBuf {
+    let (image, tar) = (dir.join("image"), dir.join("image.tar"));
+    fs::create_dir(&image).unwrap();
+    fs::copy(BUSYBOX, image.join("busybox")).expect("busybox-static: run scripts/deps.sh docker");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/udp_echo.c");
+    run(Command::new("cc").args(["-static", "-O1", "-o"]).arg(image.join("udp_echo")).arg(source));
+    run(Command::new("tar").arg("-C").arg(&image).arg("-cf").arg(&tar).args(["busybox", "udp_echo"]));
+    tar
+}
+
 /// An engine with the image `busybox:local`, in directories of its own.
 pub struct Engine {
     kind: Kind,
@@ -39,13 +50,7 @@ impl Engine {
     fn start(kind: Kind, namespace: &Namespace) -> Engine {
         let mut engine = Engine { kind, dir: TempDir::new(), daemon: None, namespace: namespace.name().to_owned() };
         engine.launch();
-        let image = engine.dir.join("image");
-        fs::create_dir(&image).unwrap();
-        fs::copy(BUSYBOX, image.join("busybox")).expect("busybox-static: run scripts/deps.sh docker");
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/udp_echo.c");
-        run(Command::new("cc").args(["-static", "-O1", "-o"]).arg(image.join("udp_echo")).arg(source));
-        let tar = engine.dir.join("image.tar");
-        run(Command::new("tar").arg("-C").arg(&image).arg("-cf").arg(&tar).args(["busybox", "udp_echo"]));
+        let tar = image_tar(&engine.dir);
         run(engine.cli().arg("import").arg(&tar).arg("busybox:local"));
         engine
     }
@@ -149,14 +154,16 @@ impl Drop for Engine {
             let tail: Vec<&str> = log.lines().rev().take(20).collect();
             eprintln!("--- the engine's last lines, newest first:\n{}", tail.join("\n"));
         }
-        // Engines leave mounts in their directories, and those would outlive them. The innermost comes last.
-        let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
-        let ours = mounts
-            .lines()
-            .filter_map(|line| line.split(' ').nth(1))
-            .filter(|at| Path::new(at).starts_with(self.dir.path()));
-        for mount in ours.collect::<Vec<_>>().into_iter().rev() {
-            let _ = Command::new("umount").arg(mount).output();
-        }
+        unmount_below(self.dir.path());
+    }
+}
+
+/// Engines leave mounts in their directories, and those would outlive them.
+pub fn unmount_below(dir: &Path) {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    let ours = mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|at| Path::new(at).starts_with(dir));
+    // The innermost comes last.
+    for mount in ours.collect::<Vec<_>>().into_iter().rev() {
+        let _ = Command::new("umount").arg(mount).output();
     }
 }

@@ -17,6 +17,8 @@
 )]
 
 pub mod agent;
+pub mod cni;
+pub mod containerd;
 pub mod docker;
 pub mod engine_stub;
 pub mod receiver;
