@@ -29,6 +29,9 @@ pub const FILTERS: [&str; 2] = ["labels.\"nerdctl/ports\"", "labels.\"nerdctl/st
 /// The longest namespace or container id that containerd accepts, in bytes.
 const IDENTIFIER_BYTES_MAX: usize = 76;
 
+/// Namespaces that one containerd may have.
+const NAMESPACES_MAX: usize = 1024;
+
 /// Bytes of a state directory's path, as the kernel has it.
 const PATH_BYTES_MAX: usize = 4095;
 
@@ -169,6 +172,9 @@ pub fn namespaces(output: &[u8]) -> Result<List<Arc<str>>, ParseError> {
     let mut list = List::new();
     for name in lines(output)?.filter(|name| !UNWATCHED.contains(name)) {
         list.add(is_identifier(name).then(|| name.into()));
+    }
+    if list.items.len() > NAMESPACES_MAX {
+        return Err(ParseError::Field { path: "(the list)", expected: "at most 1024 namespaces" });
     }
     Ok(list)
 }

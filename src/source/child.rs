@@ -230,6 +230,20 @@ impl Child {
         String::from_utf8_lossy(&self.message).trim().to_owned()
     }
 
+    /// How it ended, when it has closed its output; it is given a moment to end.
+    pub fn outcome(mut self) -> ToolError {
+        let end = Instant::now() + KILL_TIMEOUT;
+        loop {
+            self.drain_stderr();
+            match self.process.try_wait() {
+                Ok(Some(status)) => return self.failed(status),
+                Ok(None) if Instant::now() < end => std::thread::sleep(END_INTERVAL),
+                Ok(None) => return ToolError::TimedOut { command: self.command.clone() },
+                Err(error) => return ToolError::Start { command: self.command.clone(), error },
+            }
+        }
+    }
+
     fn failed(&self, status: ExitStatus) -> ToolError {
         ToolError::Failed { command: self.command.clone(), code: status.code(), message: self.message() }
     }

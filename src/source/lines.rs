@@ -13,7 +13,7 @@ const CHUNK_BYTES: usize = 8 * 1024;
 pub enum Next {
     /// A line, without its end.
     Line(Vec<u8>),
-    /// A line over [`LINE_BYTES_MAX`], read to its end and dropped.
+    /// A line over [`LINE_BYTES_MAX`]. It is dropped to its end, which may never come.
     TooLong,
     /// Nothing came for as long as a read may take, and no line has begun.
     Silence,
@@ -38,6 +38,11 @@ impl<R: Read> Lines<R> {
         Lines { input, buffer: Vec::new(), scanned: 0, dropping: false }
     }
 
+    /// The stream, to be waited for. Nothing may be read from it.
+    pub fn input(&self) -> &R {
+        &self.input
+    }
+
     /// The next line, or why there is none.
     ///
     /// # Errors
@@ -51,15 +56,17 @@ impl<R: Read> Lines<R> {
                 self.scanned = 0;
                 line.pop();
                 if std::mem::take(&mut self.dropping) {
-                    return Ok(Next::TooLong);
+                    continue;
                 }
                 return Ok(Next::Line(line));
             }
             self.scanned = self.buffer.len();
             if self.scanned > LINE_BYTES_MAX {
-                self.dropping = true;
                 self.scanned = 0;
                 self.buffer = Vec::new();
+                if !std::mem::replace(&mut self.dropping, true) {
+                    return Ok(Next::TooLong);
+                }
             }
             if let Some(stop) = self.fill()? {
                 return Ok(stop);

@@ -110,6 +110,8 @@ fn lists() {
     let list = namespaces(b"a.b\nbuildkit\nk8s.io\nmoby\n-x\n\n").unwrap();
     assert_eq!((list.items, list.skipped), (vec!["a.b".into(), "k8s.io".into()], 2));
     assert_eq!(namespaces(b"").unwrap(), List::new());
+    assert!(namespaces("n\n".repeat(NAMESPACES_MAX).as_bytes()).is_ok());
+    assert!(namespaces("n\n".repeat(NAMESPACES_MAX + 1).as_bytes()).is_err());
     let output = b"TASK    PID     STATUS    \nc1      3970    RUNNING\nc2      1       STOPPED\nc3 5 PAUSED\n\
         c4 6 CREATED\nc5 7 UNKNOWN\n--bad 8 RUNNING\n";
     let list = tasks("n2", output).unwrap();
