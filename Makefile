@@ -1,5 +1,9 @@
 # Everything a user or packager runs. `make` shows it.
 
+# What `make demo` shows: docker or containerd.
+ENGINE ?= docker
+DEPS_docker = docker
+DEPS_containerd = containerd cni demo
 PREFIX ?= /usr/local
 DESTDIR ?=
 TARGET = x86_64-unknown-linux-musl
@@ -12,12 +16,12 @@ BINARIES = rancher-desktop-guestagent rancher-desktop-hostagent
 help: ## show this
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
-demo: build ## show a container's ports answering on the host (root; a few seconds after the build)
-	@scripts/deps.sh docker
-	@scripts/demo.sh
+demo: build ## show a container's ports answering on the host (root; a few seconds after the build; ENGINE=containerd)
+	@scripts/deps.sh $(DEPS_$(ENGINE))
+	@scripts/demo.sh $(ENGINE)
 
 test: musl ## run every test, against real engines and in a VM (root; installs what is missing)
-	@scripts/deps.sh docker podman vm
+	@scripts/deps.sh docker podman containerd cni vm
 	@tests/vm/prepare.sh
 	cargo test --locked --no-fail-fast -- --include-ignored
 
@@ -47,7 +51,7 @@ install: ## install the musl binaries where they are built, else this machine's 
 	install -D -m 0644 init/rancher-desktop-guestagent.logrotate "$(DESTDIR)/etc/logrotate.d/rancher-desktop-guestagent"
 
 bench: musl ## measure the README's claims and put them there (root; about five minutes)
-	@scripts/deps.sh docker bench
+	@scripts/deps.sh docker containerd cni bench
 	cargo bench --locked --bench claims -- --update README.md
 
 clean: ## remove everything that was built

@@ -1,30 +1,36 @@
 #!/usr/bin/env bash
-# Shows the main job: a guest (a network namespace) with dockerd and the agent, this machine as its host with the host
-# end, a container whose published ports answer on this machine's loopback, and refuse once it is gone. Needs root.
+# Shows the main job: a guest (a network namespace) with an engine and the agent, this machine as its host with the host
+# end, containers whose published ports answer on this machine's loopback, and refuse once they are gone. Needs root.
 # Everything it starts and makes is gone afterwards, on failure too.
+#
+#   scripts/demo.sh [docker|containerd]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 BIN=$PWD/target/release
-[ "$(id -u)" = 0 ] || { echo "demo: needs root, for a network namespace and dockerd" >&2; exit 1; }
+ENGINE=${1:-docker}
+case $ENGINE in docker | containerd) ;; *) echo "usage: scripts/demo.sh [docker|containerd]" >&2; exit 2 ;; esac
+[ "$(id -u)" = 0 ] || { echo "demo: needs root, for a network namespace and $ENGINE" >&2; exit 1; }
 
 W=$(mktemp -d /tmp/rda-demo.XXXX)
 NS=rda-demo-$$
 LINK=rdademo$(($$ % 100000))
 GUEST=192.168.143.2
-SOCKET=$W/docker.sock
+SOCKET=$W/engine.sock
 pids=()
-docker() { command docker -H "unix://$SOCKET" "$@"; }
+spaces=("$NS")
 
 finish() {
   status=$?
-  [ ! -S "$SOCKET" ] || docker rm -f web echo >/dev/null 2>&1 || true
+  if [ -S "$SOCKET" ]; then
+    for name in web echo; do "${ENGINE}_remove" $name >/dev/null 2>&1 || true; done
+  fi
   for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
   for pid in "${pids[@]}"; do tail --pid="$pid" -f /dev/null; done
   if [ $status != 0 ]; then
     echo "demo: failed; the last lines of each log:" >&2
     tail -n 5 "$W"/*.log >&2 2>/dev/null || true
   fi
-  ip netns del "$NS" 2>/dev/null || true
+  for space in "${spaces[@]}"; do ip netns del "$space" 2>/dev/null || true; done
   rm -rf "$W"
 }
 trap finish EXIT
@@ -39,8 +45,99 @@ until_ok() {
   done
 }
 
-# What runs inside the guest. nsenter, not `ip netns exec`, which would hide the cgroups from dockerd.
+# What runs inside the guest. nsenter, not `ip netns exec`, which would hide the cgroups from an engine.
 in_guest=(nsenter --net="/var/run/netns/$NS")
+
+start_agent() { # VARIABLE=VALUE... -- FLAG...
+  local variables=()
+  while [ "$1" != -- ]; do variables+=("$1") && shift; done
+  shift
+  "${in_guest[@]}" env "${variables[@]}" "$BIN/rancher-desktop-guestagent" "$@" --sink "unix://$W/host.sock" 2>"$W/agent.log" &
+  pids+=($!)
+}
+
+# --- dockerd
+
+docker() { command docker -H "unix://$SOCKET" "$@"; }
+docker_start() {
+  "${in_guest[@]}" dockerd --data-root "$W/data" --exec-root "$W/exec" -H "unix://$SOCKET" -p "$W/docker.pid" --bip 172.30.0.1/16 \
+    >"$W/dockerd.log" 2>&1 &
+  pids+=($!)
+}
+docker_watch() { start_agent DOCKER_HOST="unix://$SOCKET" -- -docker; }
+docker_answers() { docker version; }
+docker_import() { tar -C "$1" -c . | docker import - demo:local >/dev/null; }
+docker_run() { # NAME 'PUBLISH...' COMMAND...
+  local name=$1 publish=() port
+  for port in $2; do publish+=(-p "$port"); done
+  docker run -d --name "$name" "${publish[@]}" demo:local "${@:3}" >/dev/null
+}
+docker_remove() { docker rm -f "$1" >/dev/null; }
+
+# --- containerd, with nerdctl's part (a label, and the CNI plugins bridge and portmap) done here by hand
+
+ctr() { command ctr --address "$SOCKET" "$@"; }
+containerd_start() {
+  "${in_guest[@]}" containerd --config /dev/null --address "$SOCKET" --root "$W/root" --state "$W/state" >"$W/containerd.log" 2>&1 &
+  pids+=($!)
+}
+containerd_watch() { start_agent -- -containerd -containerdSock "$SOCKET"; }
+containerd_answers() { ctr version; }
+containerd_import() {
+  # An image is a layer, a config and a manifest, each named by its digest.
+  local blobs=$W/oci/blobs/sha256
+  mkdir -p "$blobs"
+  blob() { # keeps what it reads, and prints its digest
+    cat >"$W/blob"
+    local digest
+    digest=$(sha256sum <"$W/blob" | cut -d' ' -f1)
+    mv "$W/blob" "$blobs/$digest"
+    echo "$digest"
+  }
+  named() { echo "\"digest\":\"sha256:$1\",\"size\":$(stat -c %s "$blobs/$1")"; }
+  local layer config manifest
+  layer=$(tar -C "$1" -c . | blob)
+  config=$(echo "{\"architecture\":\"amd64\",\"os\":\"linux\",\"config\":{},\"rootfs\":{\"type\":\"layers\",\"diff_ids\":[\"sha256:$layer\"]}}" | blob)
+  manifest=$(echo "{\"schemaVersion\":2,\"config\":{\"mediaType\":\"application/vnd.oci.image.config.v1+json\",$(named "$config")},\"layers\":[{\"mediaType\":\"application/vnd.oci.image.layer.v1.tar\",$(named "$layer")}]}" | blob)
+  echo "{\"schemaVersion\":2,\"manifests\":[{\"mediaType\":\"application/vnd.oci.image.manifest.v1+json\",$(named "$manifest"),\"annotations\":{\"io.containerd.image.name\":\"demo/demo:local\"}}]}" >"$W/oci/index.json"
+  echo '{"imageLayoutVersion":"1.0.0"}' >"$W/oci/oci-layout"
+  tar -C "$W/oci" -c . >"$W/oci.tar"
+  ctr image import "$W/oci.tar" >/dev/null
+}
+cni() { # ADD|DEL NAME PLUGIN, the configuration on standard input
+  "${in_guest[@]}" env CNI_COMMAND="$1" CNI_CONTAINERID="default-$2" CNI_NETNS="/var/run/netns/$NS-$2" CNI_IFNAME=eth0 \
+    CNI_PATH=/usr/lib/cni "/usr/lib/cni/$3"
+}
+containerd_run() { # NAME 'PUBLISH...' COMMAND...
+  local name=$1 publish mappings='' ip host container protocol
+  for publish in $2; do
+    protocol=tcp ip=''
+    case $publish in */*) protocol=${publish#*/} publish=${publish%/*} ;; esac
+    case $publish in *:*:*) ip=${publish%%:*} publish=${publish#*:} ;; esac
+    host=${publish%:*} container=${publish#*:}
+    mappings+="${mappings:+,}{\"HostPort\":$host,\"ContainerPort\":$container,\"Protocol\":\"$protocol\",\"HostIP\":\"${ip:-0.0.0.0}\"}"
+  done
+  ip netns add "$NS-$name"
+  spaces+=("$NS-$name")
+  local network='"cniVersion":"1.0.0","name":"bridge"'
+  echo "{$network,\"type\":\"bridge\",\"bridge\":\"nerdctl0\",\"isGateway\":true,\"ipMasq\":true,\"ipam\":{\"type\":\"host-local\",\"dataDir\":\"$W/ipam\",\"ranges\":[[{\"subnet\":\"10.4.0.0/24\"}]]}}" >"$W/$name.bridge"
+  cni ADD "$name" bridge <"$W/$name.bridge" >"$W/$name.result"
+  # The plugin spells the same list in its own way, and leaves 0.0.0.0 out.
+  local ports
+  ports=$(echo "$mappings" | sed 's/HostPort/hostPort/g; s/ContainerPort/containerPort/g; s/Protocol/protocol/g; s/,"HostIP":"0.0.0.0"//g; s/HostIP/hostIP/g')
+  echo "{$network,\"type\":\"portmap\",\"capabilities\":{\"portMappings\":true},\"runtimeConfig\":{\"portMappings\":[$ports]},\"prevResult\":$(cat "$W/$name.result")}" >"$W/$name.portmap"
+  cni ADD "$name" portmap <"$W/$name.portmap" >/dev/null
+  ctr run -d --with-ns "network:/var/run/netns/$NS-$name" --label "nerdctl/ports=[$mappings]" demo/demo:local "$name" "${@:3}"
+}
+containerd_remove() {
+  ctr task kill -s 9 "$1" || true
+  until_ok 10 "the end of $1" ctr task rm "$1"
+  ctr container rm "$1"
+  cni DEL "$1" portmap <"$W/$1.portmap"
+  cni DEL "$1" bridge <"$W/$1.bridge"
+}
+
+# --- the demo
 
 if ip -4 addr show | grep -q ' 192\.168\.143\.'; then
   echo "demo: this machine uses 192.168.143.0/24 already, which the demo's guest needs" >&2
@@ -50,7 +147,7 @@ for port in 8080 8081; do
   ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || { echo "demo: port $port of this machine is taken" >&2; exit 1; }
 done
 
-echo "1. a guest: a network namespace with dockerd"
+echo "1. a guest: a network namespace with $ENGINE"
 ip netns add "$NS"
 ip link add "$LINK" type veth peer name eth0 netns "$NS"
 ip addr add 192.168.143.1/24 dev "$LINK"
@@ -59,24 +156,21 @@ ip -n "$NS" addr add $GUEST/24 dev eth0
 ip -n "$NS" link set eth0 up
 ip -n "$NS" link set lo up
 ip -n "$NS" route add default via 192.168.143.1
-"${in_guest[@]}" dockerd --data-root "$W/data" --exec-root "$W/exec" -H "unix://$SOCKET" -p "$W/docker.pid" --bip 172.30.0.1/16 \
-  >"$W/dockerd.log" 2>&1 &
-pids+=($!)
+"${ENGINE}_start"
 
 echo "2. the host end on this machine, the agent in the guest"
 "$BIN/rancher-desktop-hostagent" --listen "unix://$W/host.sock" >"$W/host.out" 2>"$W/hostagent.log" &
 pids+=($!)
-DOCKER_HOST=unix://$SOCKET "${in_guest[@]}" "$BIN/rancher-desktop-guestagent" -docker --sink "unix://$W/host.sock" 2>"$W/agent.log" &
-pids+=($!)
-until_ok 30 "dockerd answers" docker version
+"${ENGINE}_watch"
+until_ok 30 "$ENGINE answers" "${ENGINE}_answers"
 mkdir "$W/image"
 cp /bin/busybox "$W/image/"
 cc -static -O1 -o "$W/image/udp_echo" tests/support/udp_echo.c
-tar -C "$W/image" -c . | docker import - demo:local >/dev/null
+"${ENGINE}_import" "$W/image"
 
-echo "3. docker run -p 8080:80 -p 127.0.0.1:8081:80 …  and  docker run -p 8082:53/udp …"
-docker run -d --name web -p 8080:80 -p 127.0.0.1:8081:80 demo:local /busybox httpd -f -p 80 -h / >/dev/null
-docker run -d --name echo -p 8082:53/udp demo:local /udp_echo 53 >/dev/null
+echo "3. containers with -p 8080:80 -p 127.0.0.1:8081:80 …  and  -p 8082:53/udp …"
+"${ENGINE}_run" web "8080:80 127.0.0.1:8081:80" /busybox httpd -f -p 80 -h /
+"${ENGINE}_run" echo "8082:53/udp" /udp_echo 53
 
 http() { curl -s -o /dev/null --max-time 2 -w '%{http_code}' "http://127.0.0.1:$1/busybox"; }
 echo_udp() {
@@ -111,8 +205,9 @@ sed -n 's/.*"event":"opened".*"protocol":"\([a-z]*\)","hostIp":"\([^"]*\)","host
     row "$published" "$ip:$port/$protocol" "$answer"
   done
 
-echo "4. docker rm -f web echo"
-docker rm -f web echo >/dev/null
+echo "4. the containers go"
+"${ENGINE}_remove" web
+"${ENGINE}_remove" echo
 for port in 8080 8081; do
   until_ok 10 "port $port refuses" bash -c "! (exec 3<>/dev/tcp/127.0.0.1/$port)"
   row "" "127.0.0.1:$port/tcp" "refused"

@@ -16,4 +16,5 @@ mod faults;
 mod model;
 mod scenarios;
 mod sim;
+mod sinks;
 mod world;
