@@ -32,7 +32,7 @@ mod context;
 mod event_loop;
 mod folded;
 mod pipe;
-mod socket;
+pub(crate) mod socket;
 mod tcp;
 mod udp;
 

@@ -1,4 +1,4 @@
-//! Sockets with the options that a relay wants. Everything made here is nonblocking and close-on-exec.
+//! Sockets with the options that a relay wants, and what other listeners make theirs of. Everything made here is nonblocking and close-on-exec.
 //!
 //! Never waits and keeps no state.
 
@@ -58,16 +58,18 @@ pub(super) fn connect_to(fd: &OwnedFd, addr: SocketAddr) -> nix::Result<()> {
 }
 
 /// Has the peer see a reset instead of an end of data when the socket is closed.
-pub(super) fn reset_on_close(fd: &impl AsFd) -> nix::Result<()> {
+pub(crate) fn reset_on_close(fd: &impl AsFd) -> nix::Result<()> {
     setsockopt(fd, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 })
 }
 
-fn new(kind: SockType, addr: SocketAddr) -> nix::Result<OwnedFd> {
+/// A socket that is not bound yet.
+pub(crate) fn new(kind: SockType, addr: SocketAddr) -> nix::Result<OwnedFd> {
     let family = if addr.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     socket(family, kind, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None)
 }
 
-fn bind_to(fd: &OwnedFd, addr: SocketAddr) -> nix::Result<()> {
+/// Binds to `addr`, and to nothing of the other family.
+pub(crate) fn bind_to(fd: &OwnedFd, addr: SocketAddr) -> nix::Result<()> {
     if addr.is_ipv6() {
         // Or else [::] would take 0.0.0.0 as well.
         setsockopt(fd, sockopt::Ipv6V6Only, &true)?;

@@ -8,13 +8,17 @@ pub mod stdout;
 pub mod vtunnel;
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use crate::event::{Answer, Document, Event, SinkId};
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit};
+
+use crate::event::{Answer, Document, Event, Failure, FailureKind, SinkId};
 use crate::reconciler::ledger::IN_FLIGHT_MAX;
 use crate::supervisor::STACK_BYTES;
 
@@ -104,4 +108,22 @@ impl Running {
     pub fn finish(self) -> JoinHandle<()> {
         self.thread
     }
+}
+
+/// Why `who` cannot listen on `addr`, and what to do about it.
+fn cannot_listen(who: &str, addr: SocketAddr, error: &io::Error) -> Failure {
+    let (kind, why) = match Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
+        Errno::EADDRINUSE => {
+            (FailureKind::Conflict, "is in use in the guest: stop what listens there, or publish another port".into())
+        }
+        Errno::EACCES => {
+            (FailureKind::Denied, "is not allowed: ports below 1024 need root or CAP_NET_BIND_SERVICE".into())
+        }
+        Errno::EMFILE => {
+            let limit = getrlimit(Resource::RLIMIT_NOFILE).map(|(soft, _)| soft).unwrap_or_default();
+            (FailureKind::Failed, format!("needs a descriptor, and the limit is {limit} (ulimit -n): raise it"))
+        }
+        _ => (FailureKind::Failed, format!("cannot be listened on: {error}")),
+    };
+    Failure { kind, reason: format!("{who}: {addr} {why}") }
 }

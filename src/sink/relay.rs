@@ -5,13 +5,13 @@
 //! a dead agent leaves nothing behind.
 
 use std::collections::BTreeMap;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Sink;
+use super::{Sink, cannot_listen};
 use crate::cidr::Cidr;
 use crate::event::{Answer, Document, Failure, FailureKind, Operation};
 use crate::net;
@@ -64,7 +64,9 @@ impl RelaySink {
                     let reason = format!("relay: {addr} already leads to {other}");
                     return Err(Failure { kind: FailureKind::Conflict, reason });
                 }
-                Some(_) | None => self.relay.open(binding.protocol, addr, target).map_err(|e| explain(addr, &e))?,
+                Some(_) | None => {
+                    self.relay.open(binding.protocol, addr, target).map_err(|e| cannot_listen("relay", addr, &e))?
+                }
             }
             self.listening.insert(door(binding, ip), binding);
         }
@@ -115,19 +117,6 @@ impl Sink for RelaySink {
 
 fn failed(reason: String) -> Failure {
     Failure { kind: FailureKind::Failed, reason }
-}
-
-fn explain(addr: SocketAddr, error: &io::Error) -> Failure {
-    match error.kind() {
-        ErrorKind::AddrInUse => {
-            Failure { kind: FailureKind::Conflict, reason: format!("relay: {addr} is in use in the guest") }
-        }
-        ErrorKind::PermissionDenied => Failure {
-            kind: FailureKind::Denied,
-            reason: format!("relay: may not listen on {addr}: ports below 1024 need root or CAP_NET_BIND_SERVICE"),
-        },
-        _ => failed(format!("relay: cannot listen on {addr}: {error}")),
-    }
 }
 
 fn admit(interface: String, peers: Vec<Cidr>) -> Admit {
