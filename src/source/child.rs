@@ -234,8 +234,10 @@ impl Child {
     pub fn outcome(mut self) -> ToolError {
         let end = Instant::now() + KILL_TIMEOUT;
         loop {
+            // Its last words are in the pipe by the time it has ended.
+            let status = self.process.try_wait();
             self.drain_stderr();
-            match self.process.try_wait() {
+            match status {
                 Ok(Some(status)) => return self.failed(status),
                 Ok(None) if Instant::now() < end => std::thread::sleep(END_INTERVAL),
                 Ok(None) => return ToolError::TimedOut { command: self.command.clone() },
