@@ -212,6 +212,25 @@ fn a_container_that_is_gone_by_its_look_up_is_no_trouble() {
 }
 
 #[test]
+fn failures_count_for_one_run_and_not_while_it_changes() {
+    let mut tasks = Tasks::default();
+    for pid in 1..10 {
+        let ticket = start(&mut tasks, "a", pid).unwrap();
+        assert_eq!(tasks.answer(ticket, failed()), News::default(), "of run {pid}");
+    }
+    let mut ticket = start(&mut tasks, "b", 5).unwrap();
+    for _ in 0..10 {
+        tasks.follow(TaskEvent::Updated(c("b")));
+        assert_eq!(tasks.answer(ticket, failed()), News::default());
+        ticket = next(&mut tasks, "b").unwrap();
+    }
+    // One that is queued, and then found to be another run without any ports.
+    tasks.follow(TaskEvent::Started(c("c"), 5));
+    list(&mut tasks, &[("c", 6, false)]);
+    assert_consistent(&tasks);
+}
+
+#[test]
 fn what_cannot_be_used_is_said_and_changes_nothing() {
     let mut tasks = known("a", 5, &[80]);
     tasks.follow(TaskEvent::Updated(c("a")));
@@ -252,6 +271,15 @@ fn there_is_a_limit() {
     assert!(tasks.has_missed() && !tasks.tasks.contains_key(&c("one-of-many")));
 }
 
+/// What is queued is what says so of itself, and nothing else.
+fn assert_consistent(tasks: &Tasks) {
+    let queued = tasks.tasks.iter().filter_map(|(container, task)| match task.state {
+        State::Queued(urgency, ticket) => Some(((urgency, ticket), container.clone())),
+        State::Stale | State::UnderWay { .. } | State::Failed | State::Settled => None,
+    });
+    assert_eq!(queued.collect::<BTreeMap<_, _>>(), tasks.queue);
+}
+
 /// Containers that start, end and change while events, listings and look-ups are on their way.
 #[test]
 fn at_random_and_then_at_rest_it_knows_what_is_true() {
@@ -269,11 +297,18 @@ fn at_random_and_then_at_rest_it_knows_what_is_true() {
         let mut listing: Option<Vec<(String, u32)>> = None;
         let mut pid = 0;
         let mut snapshot_due = false;
-        for step in 0..900 {
-            let at_rest = step >= 300;
+        for step in 0..1500 {
+            let at_rest = step >= 500;
             let id = format!("c{}", dice(4));
             let mut news = News::default();
-            match if at_rest { 3 + step % 3 } else { dice(6) } {
+            let listed = listing.is_some() || snapshot_due || tasks.has_missed();
+            match if !at_rest {
+                dice(10)
+            } else if listed {
+                3 + step % 7
+            } else {
+                3 + step % 6
+            } {
                 0 => {
                     pid += 1;
                     if let std::collections::btree_map::Entry::Vacant(entry) = truth.entry(id.clone()) {
@@ -292,8 +327,8 @@ fn at_random_and_then_at_rest_it_knows_what_is_true() {
                         events.push_back(TaskEvent::Updated(c(&id)));
                     }
                 }
-                3 => news = events.pop_front().map(|event| tasks.follow(event)).unwrap_or_default(),
-                4 => {
+                3..=5 => news = events.pop_front().map(|event| tasks.follow(event)).unwrap_or_default(),
+                6..=8 => {
                     let urgency = if dice(2) == 0 { Urgency::Event } else { Urgency::Listing };
                     if let Some((ticket, container)) = tasks.next_look_up(urgency) {
                         // What it reads is what is true at some moment before its answer comes.
@@ -319,6 +354,7 @@ fn at_random_and_then_at_rest_it_knows_what_is_true() {
                 },
             }
             told.extend(news.claim);
+            assert_consistent(&tasks);
             if snapshot_due && tasks.is_listing_looked_up() {
                 (told, snapshot_due) = (tasks.claims(), false);
             }
