@@ -1,6 +1,10 @@
 //! Bytes into values. Pure: nothing here opens a file or a socket, and no input makes it panic.
 
 pub mod docker;
+pub mod iptables;
+pub mod nat;
+pub mod netlink;
+pub mod nftables;
 pub mod route;
 
 use std::fmt;
@@ -17,6 +21,15 @@ pub enum ParseError {
         /// What it should be.
         expected: &'static str,
     },
+    /// It ends, or goes on otherwise, where this should be.
+    Missing(&'static str),
+    /// There is more of something than is taken.
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// The limit.
+        max: usize,
+    },
 }
 
 impl fmt::Display for ParseError {
@@ -24,6 +37,8 @@ impl fmt::Display for ParseError {
         match self {
             ParseError::Json(error) => write!(f, "not JSON: {error}"),
             ParseError::Field { path, expected } => write!(f, "field {path}: expected {expected}"),
+            ParseError::Missing(what) => write!(f, "no {what} where it should be"),
+            ParseError::TooMany { what, max } => write!(f, "more than {max} {what}"),
         }
     }
 }
