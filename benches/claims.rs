@@ -23,10 +23,14 @@
     clippy::cast_sign_loss
 )]
 
+#[path = "claims/containerd.rs"]
+mod containerd;
 #[path = "claims/docker.rs"]
 mod docker;
 #[path = "claims/idle.rs"]
 mod idle;
+#[path = "claims/nat.rs"]
+mod nat;
 #[path = "claims/net.rs"]
 mod net;
 #[path = "claims/reconciler.rs"]
@@ -49,8 +53,10 @@ use report::Row;
 type Measure = fn() -> Vec<Row>;
 
 /// What can be measured on its own, in the order of the table.
-const GROUPS: [(&str, Measure); 5] = [
+const GROUPS: [(&str, Measure); 7] = [
     ("docker", docker::measure),
+    ("containerd", containerd::measure),
+    ("nat", nat::measure),
     ("reconciler", reconciler::measure),
     ("relay", relay::measure),
     ("idle", idle::measure),

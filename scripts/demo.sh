@@ -127,7 +127,8 @@ containerd_run() { # NAME 'PUBLISH...' COMMAND...
   ports=$(echo "$mappings" | sed 's/HostPort/hostPort/g; s/ContainerPort/containerPort/g; s/Protocol/protocol/g; s/,"HostIP":"0.0.0.0"//g; s/HostIP/hostIP/g')
   echo "{$network,\"type\":\"portmap\",\"capabilities\":{\"portMappings\":true},\"runtimeConfig\":{\"portMappings\":[$ports]},\"prevResult\":$(cat "$W/$name.result")}" >"$W/$name.portmap"
   cni ADD "$name" portmap <"$W/$name.portmap" >/dev/null
-  ctr run -d --with-ns "network:/var/run/netns/$NS-$name" --label "nerdctl/ports=[$mappings]" demo/demo:local "$name" "${@:3}"
+  # With runc's state and the cgroup apart from those of another containerd's container of that name.
+  ctr run -d --null-io --runc-root "$W/runc" --cgroup "$NS-$name" --with-ns "network:/var/run/netns/$NS-$name" --label "nerdctl/ports=[$mappings]" demo/demo:local "$name" "${@:3}"
 }
 containerd_remove() {
   ctr task kill -s 9 "$1" || true

@@ -2,15 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
 use crate::report::{Program, Row, megabytes, thousands};
 use crate::support::agent::Agent;
+use crate::support::cni::{Cni, Port, Variant};
+use crate::support::containerd::{Containerd, ports_label};
 use crate::support::docker::Engine;
 use crate::support::engine_stub::{EngineStub, id, ports};
 use crate::support::receiver::Receiver;
 use crate::support::vm::Vm;
-use crate::support::{eventually, status_kb};
+use crate::support::{TempDir, eventually, status_kb};
 
 const IDLE: Duration = Duration::from_secs(60);
 /// Between the last container's start and the beginning of the idle time.
@@ -21,15 +24,18 @@ const EACH: u32 = 100;
 
 const RSS_MB_MAX: f64 = 1.5;
 const CPU_PERCENT_MAX: f64 = 0.05;
+const BOTH_RSS_MB_MAX: f64 = 1.8;
+const BOTH_CPU_PERCENT_MAX: f64 = 0.1;
 
 pub fn measure() -> Vec<Row> {
-    let mut rows = idle();
+    let mut rows = docker();
+    rows.extend(containerd_and_nat());
     rows.push(come_and_gone());
     rows
 }
 
 /// A real dockerd with three containers, and nobody who does anything.
-fn idle() -> Vec<Row> {
+fn docker() -> Vec<Row> {
     let (vm, receiver, program) = (Vm::new(), Receiver::new(), Program::agent());
     let engine = Engine::docker(&vm.guest);
     let url = receiver.url();
@@ -44,8 +50,77 @@ fn idle() -> Vec<Row> {
         "127.0.0.1:8082/udp",
         "[::1]:8082/udp",
     ]);
-    std::thread::sleep(CALM);
+    let claim = format!("Idle agent ({}), dockerd with 3 containers", program.build);
+    idle(&agent, &receiver, &claim, (RSS_MB_MAX, CPU_PERCENT_MAX))
+}
 
+/// A real containerd with three containers, whose ports are in NAT rules of both kinds of iptables.
+fn containerd_and_nat() -> Vec<Row> {
+    let (vm, receiver, program, tools) = (Vm::new(), Receiver::new(), Program::agent(), CountedTools::new());
+    let containerd = Containerd::start(&vm.guest);
+    let (nft, legacy) = (Cni::new(&vm.guest, Variant::Nft), Cni::new(&vm.guest, Variant::Legacy));
+    let socket = containerd.socket().display().to_string();
+    let args = ["-containerd", "-containerdSock", &socket, "-iptables", "--sink", &receiver.url()];
+    let agent = Agent::run_program(&program.path, Some(&vm.guest), &args, &[("PATH", &tools.path())]);
+    let mut attachments = Vec::new();
+    for (id, cni, host_port) in [("a", &nft, 8080), ("b", &nft, 8081), ("c", &legacy, 8082)] {
+        let ports = [Port { host_ip: "", host_port, container_port: 80, protocol: "tcp" }];
+        let attachment = cni.add(&format!("default-{id}"), &ports);
+        let label = ports_label(&[("0.0.0.0", host_port, 80, "tcp")]);
+        containerd.web("default", id, &[("nerdctl/ports", &label)], Some(&attachment.netns));
+        attachments.push(attachment);
+    }
+    receiver.wait_held(&["127.0.0.1:8080/tcp", "127.0.0.1:8081/tcp", "127.0.0.1:8082/tcp"]);
+    let claim = format!("Idle agent ({}), containerd with 3 containers and NAT rules", program.build);
+    std::thread::sleep(CALM);
+    let before = tools.runs();
+    let mut rows = idle(&agent, &receiver, &claim, (BOTH_RSS_MB_MAX, BOTH_CPU_PERCENT_MAX));
+    let runs = tools.runs().split_off(before.len());
+    rows.push(Row::at_most(
+        &format!("{claim}: child processes started in {} s", (CALM + IDLE).as_secs()),
+        0.0,
+        "",
+        runs.len() as f64,
+        format!("{} ({} since the start of the agent)", runs.len(), before.len()),
+    ));
+    rows
+}
+
+/// Programs that note each time they are run, and then become the real ones.
+struct CountedTools(TempDir);
+
+impl CountedTools {
+    fn new() -> CountedTools {
+        let dir = TempDir::new();
+        let log = dir.join("runs");
+        fs::write(&log, "").unwrap();
+        for (tool, real) in [
+            ("ctr", "/usr/bin/ctr"),
+            ("nft", "/usr/sbin/nft"),
+            ("iptables-nft-save", "/usr/sbin/iptables-nft-save"),
+            ("ip6tables-nft-save", "/usr/sbin/ip6tables-nft-save"),
+            ("iptables-legacy-save", "/usr/sbin/iptables-legacy-save"),
+            ("ip6tables-legacy-save", "/usr/sbin/ip6tables-legacy-save"),
+        ] {
+            let script = format!("#!/bin/sh\necho {tool} >> {}\nexec {real} \"$@\"\n", log.display());
+            fs::write(dir.join(tool), script).unwrap();
+            fs::set_permissions(dir.join(tool), fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        CountedTools(dir)
+    }
+
+    fn path(&self) -> String {
+        format!("{}:{}", self.0.path().display(), std::env::var("PATH").unwrap_or_default())
+    }
+
+    fn runs(&self) -> Vec<String> {
+        fs::read_to_string(self.0.join("runs")).unwrap().lines().map(str::to_owned).collect()
+    }
+}
+
+/// Watches an agent to which nothing happens.
+fn idle(agent: &Agent, receiver: &Receiver, claim: &str, (rss_max, cpu_max): (f64, f64)) -> Vec<Row> {
+    std::thread::sleep(CALM);
     eprintln!("  idle for {} s", IDLE.as_secs());
     let pid = agent.pid();
     let (documents, before, begun) = (receiver.all().len(), Usage::of(pid), Instant::now());
@@ -59,18 +134,17 @@ fn idle() -> Vec<Row> {
     let nanoseconds = after.since(&before, |task| task.nanoseconds);
     let switches = after.since(&before, |task| task.switches);
     let percent = nanoseconds as f64 / 1e9 / seconds * 100.0;
-    let claim = format!("Idle agent ({}), dockerd with 3 containers", program.build);
     vec![
         Row::at_most(
             &format!("{claim}: RSS"),
-            RSS_MB_MAX,
+            rss_max,
             "MB",
             most,
             format!("{most:.2} MB (VmRSS {vm_rss} KiB; page by page {rss} KiB, and {pss} KiB of it its own: PSS)"),
         ),
         Row::at_most(
             &format!("{claim}: CPU of a core, over {} s", IDLE.as_secs()),
-            CPU_PERCENT_MAX,
+            cpu_max,
             "%",
             percent,
             format!(

@@ -30,8 +30,19 @@ impl Agent {
 
     /// The same with another build of it.
     pub fn start_program(program: &Path, namespace: Option<&Namespace>, docker: &Path, args: &[&str]) -> Agent {
+        let host = format!("unix://{}", docker.display());
+        Agent::run_program(program, namespace, &[&["-docker"], args].concat(), &[("DOCKER_HOST", &host)])
+    }
+
+    /// Starts `rancher-desktop-guestagent` with these arguments, and waits for its first line.
+    pub fn run(namespace: Option<&Namespace>, args: &[&str]) -> Agent {
+        Agent::run_program(env!("CARGO_BIN_EXE_rancher-desktop-guestagent").as_ref(), namespace, args, &[])
+    }
+
+    /// The same with another build of it, and with variables in its environment.
+    pub fn run_program(program: &Path, namespace: Option<&Namespace>, args: &[&str], env: &[(&str, &str)]) -> Agent {
         let mut command = command(namespace, program);
-        command.arg("-docker").args(args).env("DOCKER_HOST", format!("unix://{}", docker.display()));
+        command.args(args).envs(env.iter().copied());
         let agent = Agent::spawn(command, args);
         agent.wait_log("started version");
         agent
