@@ -280,9 +280,13 @@ impl Reconciler {
     /// Says what people should know of a binding that is claimed for the first time.
     fn remark(&self, owner: &Owner, binding: Binding, out: &mut Vec<Command>) {
         let with_role = |role: Role| self.sinks.iter().enumerate().filter(move |(_, sink)| sink.role == role);
-        if self.policy.narrows(binding) && with_role(Role::Peer).next().is_some() {
-            let exposed = self.policy.expose(binding);
-            out.push(Command::Report(Report::Narrowed { owner: owner.clone(), published: binding, exposed }));
+        if with_role(Role::Peer).next().is_some() {
+            if self.policy.narrows(binding) {
+                let exposed = self.policy.expose(binding);
+                out.push(Command::Report(Report::Narrowed { owner: owner.clone(), published: binding, exposed }));
+            }
+            // Forwarded anyhow, so nothing is missing where a listener is.
+            return;
         }
         for (i, _) in with_role(Role::Listener).filter(|(_, sink)| sink.feeds.contains(&owner.source)) {
             if let Some(reason) = Role::Listener.objection(binding) {

@@ -233,11 +233,11 @@ mod tests {
             let text = std::fs::read_to_string(file).unwrap_or_default();
             for line in text.lines() {
                 let words: Vec<&str> = line.split_whitespace().collect();
-                if let Some((addr, hex)) = words.get(1).and_then(|local| local.split_once(':'))
-                    && hex == format!("{port:04X}")
-                    && words.get(3) == Some(&"0A")
-                {
-                    found.push(addr.to_owned());
+                let local = words.get(1).and_then(|local| local.split_once(':'));
+                if let Some((addr, hex)) = local.filter(|_| words.get(3) == Some(&"0A")) {
+                    if hex == format!("{port:04X}") {
+                        found.push(addr.to_owned());
+                    }
                 }
             }
         }

@@ -250,10 +250,12 @@ impl Drop for Child {
     }
 }
 
-/// Reads what is there; closes the pipe at its end.
+/// Reads what is there, up to a pipe's fill: a child that writes as fast as we read must not hold us. Closes the pipe
+/// at its end.
 fn drain<R: Read>(pipe: &mut Option<R>, mut take: impl FnMut(&[u8])) {
     let mut chunk = [0; 16 * 1024];
-    while let Some(open) = pipe {
+    for _ in 0..4 {
+        let Some(open) = pipe else { return };
         match open.read(&mut chunk) {
             Ok(n) if n > 0 => take(chunk.get(..n).unwrap_or_default()),
             Err(error) if error.kind() == ErrorKind::WouldBlock => return,

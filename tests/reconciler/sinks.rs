@@ -127,6 +127,9 @@ fn a_listener_gets_what_it_can_stand_for_and_people_hear_of_the_rest_once() {
     assert_eq!(agent.reports.iter().filter_map(left_out).collect::<Vec<_>>(), ["10.1.2.3:82/tcp", "127.0.0.1:53/udp"]);
     // Nothing is exposed on the host by a listener, hence nothing is narrowed.
     assert!(!agent.reports.iter().any(|report| matches!(report, Report::Narrowed { .. })));
+    let mut agent = Agent::new(&[SinkSettings::of_all(Role::Listener), SinkSettings::of_all(Role::Peer)]);
+    agent.claim(Source::Nat, "a", "127.0.0.1:53/udp");
+    assert!(!agent.reports.iter().any(|report| left_out(report).is_some()), "it is forwarded by the other sink");
 }
 
 #[test]
