@@ -97,6 +97,85 @@ fn assert_reset(from: &Namespace, address: (&str, u16)) {
     assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
 }
 
+fn follows_the_rules(variant: Variant) {
+    let vm = Vm::new();
+    let cni = Cni::new(&vm.guest, variant);
+    let before = Container::new(&cni, "default-before", &[tcp("", 80)]);
+    let agent = Agent::run(Some(&vm.guest), &["-iptables=true"]);
+    wait_listening(&vm, &agent, &["0.0.0.0:80"]);
+
+    let udp = Port { host_ip: "", host_port: 5353, container_port: 53, protocol: "udp" };
+    let web = Container::new(&cni, "default-web", &[tcp("", 8080), tcp("127.0.0.1", 8081), udp]);
+    wait_listening(&vm, &agent, &["0.0.0.0:80", "0.0.0.0:8080", "127.0.0.1:8081"]);
+    let outside = format!("{GUEST}:8080");
+    for (from, address) in
+        [(&vm.guest, "127.0.0.1:8080"), (&vm.guest, "127.0.0.1:8081"), (&vm.guest, &outside), (&vm.host, &outside)]
+    {
+        wait_answer(from, address, "default-web");
+        // And each time, not only when the container is faster than the agent.
+        for _ in 0..20 {
+            assert_eq!(get(from, address).as_deref(), Ok("default-web"), "{address}");
+        }
+    }
+    let beyond = get(&vm.host, &format!("{GUEST}:8081")).unwrap_err();
+    assert!(beyond.contains("refused"), "published on the loopback only: {beyond}");
+
+    web.attachment.delete();
+    wait_listening(&vm, &agent, &["0.0.0.0:80"]);
+    before.attachment.delete();
+    wait_listening(&vm, &agent, &[]);
+    assert!(!agent.log().contains("source lost"), "{}", agent.log());
+    let _again = Container::new(&cni, "default-again", &[tcp("", 80)]);
+    wait_listening(&vm, &agent, &["0.0.0.0:80"]);
+    wait_answer(&vm.host, &format!("{GUEST}:80"), "default-again");
+    assert_eq!(agent.stop(), Some(0));
+    assert_eq!(listening(&vm.guest), [""; 0]);
+    wait_answer(&vm.host, &format!("{GUEST}:80"), "default-again");
+}
+
+#[test]
+#[ignore = "needs root and CNI's plugins (scripts/deps.sh cni)"]
+fn s07_rules_of_iptables_nft_get_listeners() {
+    follows_the_rules(Variant::Nft);
+}
+
+#[test]
+#[ignore = "needs root and CNI's plugins (scripts/deps.sh cni)"]
+fn s07_rules_of_iptables_legacy_get_listeners() {
+    follows_the_rules(Variant::Legacy);
+}
+
+#[test]
+#[ignore = "needs root and CNI's plugins (scripts/deps.sh cni)"]
+fn a_port_that_is_taken_in_the_guest_is_said_and_had_later() {
+    let vm = Vm::new();
+    let cni = Cni::new(&vm.guest, Variant::Nft);
+    let busy = vm.guest.enter(|| std::net::TcpListener::bind("0.0.0.0:8080").unwrap());
+    let agent = Agent::run(Some(&vm.guest), &["-iptables=true"]);
+    let _web = Container::new(&cni, "default-web", &[tcp("", 8080), tcp("", 8081)]);
+    wait_listening(&vm, &agent, &["0.0.0.0:8080", "0.0.0.0:8081"]);
+    agent.wait_log("0.0.0.0:8080 is in use in the guest");
+    // Whoever holds the port: the rule comes first.
+    wait_answer(&vm.guest, "127.0.0.1:8080", "default-web");
+    drop(busy);
+    agent.wait_log("forwarding binding=0.0.0.0:8080/tcp");
+    wait_listening(&vm, &agent, &["0.0.0.0:8080", "0.0.0.0:8081"]);
+}
+
+#[test]
+#[ignore = "needs root and CNI's plugins (scripts/deps.sh cni)"]
+fn rules_of_both_families_get_listeners_of_both() {
+    let vm = Vm::new();
+    let cni = Cni::new_dual(&vm.guest, Variant::Nft);
+    let agent = Agent::run(Some(&vm.guest), &["-iptables=true"]);
+    let web = Container::new(&cni, "default-web", &[tcp("", 8080)]);
+    wait_listening(&vm, &agent, &["0.0.0.0:8080", "[::]:8080"]);
+    wait_answer(&vm.host, &format!("{GUEST}:8080"), "default-web");
+    wait_answer(&vm.host, "[fd00:143::2]:8080", "default-web");
+    web.attachment.delete();
+    wait_listening(&vm, &agent, &[]);
+}
+
 /// Without the nat source: claims come from an engine made of paper, rules and container are real.
 #[test]
 #[ignore = "needs root and CNI's plugins (scripts/deps.sh cni)"]
