@@ -243,7 +243,7 @@ fn a_missing_program_or_socket_is_named() {
     waiting.wait_log("No such file");
     let socket = dir.join("sock");
     let _listener = UnixListener::bind(&socket).unwrap();
-    fs::set_permissions(&socket, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o000)).unwrap();
     waiting.wait_log("run as the socket's owner");
     assert_eq!(fs::read_to_string(dir.join("runs")).unwrap_or_default(), "", "ctr would take ten seconds to fail");
     assert_eq!((nowhere.stop(), waiting.stop()), (Some(0), Some(0)));

@@ -59,10 +59,13 @@ fn a_thousand_listeners_on_one_thread_do_not_spin_without_descriptors() {
     let all: Vec<Binding> = (1..=LISTENERS).map(|n| binding(n, port)).collect();
     assert_eq!(announce(&mut sink, &all), []);
     assert_eq!(threads(), before + 1, "one thread for all of them");
+    let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
+    let open = descriptors();
     for binding in &all {
         let mut stream = TcpStream::connect(binding.socket_addr()).unwrap();
         assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset, "{binding}");
     }
+    assert_eq!(descriptors(), open, "nothing is kept of a connection");
 
     // A descriptor for the client, and then for nobody.
     let client = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();

@@ -2,6 +2,10 @@
 
 pub mod containerd;
 pub mod docker;
+pub mod iptables;
+pub mod nat;
+pub mod netlink;
+pub mod nftables;
 pub mod published;
 pub mod route;
 
@@ -19,6 +23,15 @@ pub enum ParseError {
         /// What it should be.
         expected: &'static str,
     },
+    /// It ends, or goes on otherwise, where this should be.
+    Missing(&'static str),
+    /// There is more of something than is taken.
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// The limit.
+        max: usize,
+    },
 }
 
 impl fmt::Display for ParseError {
@@ -26,6 +39,8 @@ impl fmt::Display for ParseError {
         match self {
             ParseError::Json(error) => write!(f, "not JSON: {error}"),
             ParseError::Field { path, expected } => write!(f, "field {path}: expected {expected}"),
+            ParseError::Missing(what) => write!(f, "no {what} where it should be"),
+            ParseError::TooMany { what, max } => write!(f, "more than {max} {what}"),
         }
     }
 }

@@ -346,36 +346,60 @@ enum Slot {
     Over(Result<Vec<u8>, ToolError>),
 }
 
+/// Programs that run side by side.
+pub struct Runs(Vec<Slot>);
+
+impl Runs {
+    /// Some may not even have started.
+    pub fn new(runs: Vec<Result<Run, ToolError>>) -> Runs {
+        let slot = |run: Result<Run, _>| run.map_or_else(|e| Slot::Over(Err(e)), |run| Slot::Running(run.into()));
+        Runs(runs.into_iter().map(slot).collect())
+    }
+
+    /// What to wait for before the next [`Runs::advance`], besides [`Runs::deadline`].
+    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.running().flat_map(Run::fds)
+    }
+
+    /// When to call [`Runs::advance`] again, whatever their pipes do. `None`: all have ended.
+    pub fn deadline(&self, now: Instant) -> Option<Instant> {
+        self.running().map(|run| run.deadline(now)).min()
+    }
+
+    fn running(&self) -> impl Iterator<Item = &Run> {
+        self.0.iter().filter_map(|slot| if let Slot::Running(run) = slot { Some(&**run) } else { None })
+    }
+
+    /// Takes what there is.
+    pub fn advance(&mut self, now: Instant) {
+        for slot in &mut self.0 {
+            let Slot::Running(run) = slot else { continue };
+            if let Some(result) = run.advance(now) {
+                *slot = Slot::Over(result);
+            }
+        }
+    }
+
+    /// What became of each. Those that still run are killed.
+    pub fn results(self) -> Vec<Result<Vec<u8>, ToolError>> {
+        let result = |slot| if let Slot::Over(result) = slot { result } else { Err(ToolError::Stopped) };
+        self.0.into_iter().map(result).collect()
+    }
+}
+
 /// Runs programs side by side until all have ended.
 pub fn run_all(runs: Vec<Result<Run, ToolError>>, stop: &Stop) -> Vec<Result<Vec<u8>, ToolError>> {
-    let slot = |run: Result<Run, ToolError>| run.map_or_else(|e| Slot::Over(Err(e)), |run| Slot::Running(run.into()));
-    let mut slots: Vec<Slot> = runs.into_iter().map(slot).collect();
+    let mut runs = Runs::new(runs);
     loop {
         let now = Instant::now();
-        for slot in &mut slots {
-            if let Slot::Running(run) = slot {
-                if let Some(result) = run.advance(now) {
-                    *slot = Slot::Over(result);
-                }
-            }
-        }
-        let mut open: Vec<&Run> = Vec::new();
-        for slot in &slots {
-            if let Slot::Running(run) = slot {
-                open.push(run);
-            }
-        }
-        let Some(deadline) = open.iter().map(|run| run.deadline(now)).min() else { break };
-        let fds: Vec<BorrowedFd<'_>> = open.iter().flat_map(|run| run.fds()).collect();
+        runs.advance(now);
+        let Some(deadline) = runs.deadline(now) else { break };
+        let fds: Vec<BorrowedFd<'_>> = runs.fds().collect();
         if !stop.wait_readable(&fds, Some(deadline)) {
             break;
         }
     }
-    let result = |slot| match slot {
-        Slot::Running(_) => Err(ToolError::Stopped),
-        Slot::Over(result) => result,
-    };
-    slots.into_iter().map(result).collect()
+    runs.results()
 }
 
 /// Runs one program to its end.

@@ -1,0 +1,220 @@
+//! Finds out whether what rules lead to is still there: rules of a container that was killed may stay.
+//!
+//! Asks by a TCP connection to port 9 (discard) of the address: one packet that a living address answers, mostly with a
+//! refusal, and for which the kernel says that there is no such host (or no way to it) when it is gone. Anything else,
+//! silence too, is no proof. An address is asked when it is new, when some link has gone, and from time to time while it
+//! is gone; silence is asked again a few times, since the kernel goes on believing in a neighbour for some seconds.
+//! Nothing is ever sent over such a connection.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::socket::sockopt::SocketError;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, getsockopt, socket};
+
+/// The port asked.
+const PORT: u16 = 9;
+
+/// Questions under way at a time.
+const OPEN_MAX: usize = 256;
+
+/// How long an answer is waited for. The kernel gives a neighbour up after 3 s.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// After a silence, how soon to ask again, and how often.
+const SILENCE_PAUSE: Duration = Duration::from_secs(5);
+const SILENCES_MAX: u8 = 3;
+
+/// Between a link's end and the question: more mostly follow.
+const LINK_PAUSE: Duration = Duration::from_millis(200);
+
+/// How often what is gone is asked for again.
+const GONE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// What is known of one address.
+#[derive(Debug)]
+struct State {
+    gone: bool,
+    silences: u8,
+    next: Option<Instant>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Verdict {
+    Gone,
+    There,
+    Silent,
+}
+
+/// All addresses that are looked after.
+pub struct Probes {
+    epoll: Epoll,
+    states: BTreeMap<IpAddr, State>,
+    open: BTreeMap<u64, (IpAddr, OwnedFd, Instant)>,
+    asked: u64,
+}
+
+impl Probes {
+    /// None yet.
+    pub fn new() -> nix::Result<Probes> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        Ok(Probes { epoll, states: BTreeMap::new(), open: BTreeMap::new(), asked: 0 })
+    }
+
+    /// From now on these, and no others.
+    pub fn watch(&mut self, addresses: &BTreeSet<IpAddr>, now: Instant) {
+        self.states.retain(|address, _| addresses.contains(address));
+        self.open.retain(|_, (address, ..)| addresses.contains(address));
+        for address in addresses {
+            self.states.entry(*address).or_insert(State { gone: false, silences: 0, next: Some(now) });
+        }
+    }
+
+    /// A link has gone: any of them may have been behind it.
+    pub fn link_lost(&mut self, now: Instant) {
+        for state in self.states.values_mut() {
+            let soon = now + LINK_PAUSE;
+            state.next = Some(state.next.map_or(soon, |next| next.min(soon)));
+            state.silences = 0;
+        }
+    }
+
+    /// Takes answers and asks what is due. `true`: what is gone may have changed.
+    pub fn advance(&mut self, now: Instant) -> bool {
+        let mut changed = false;
+        let mut events = [EpollEvent::empty(); 64];
+        // An error leaves the questions open until their time is over.
+        let ready = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or_default();
+        for event in events.iter().take(ready) {
+            if let Some((address, socket, _)) = self.open.remove(&event.data()) {
+                let verdict = match getsockopt(&socket, SocketError).map(Errno::from_raw) {
+                    Ok(errno) | Err(errno) => verdict(errno),
+                };
+                changed |= self.note(address, verdict, now);
+            }
+        }
+        let over: Vec<u64> = self.open.iter().filter(|(_, (.., end))| *end <= now).map(|(id, _)| *id).collect();
+        for (address, ..) in over.iter().filter_map(|id| self.open.remove(id)).collect::<Vec<_>>() {
+            changed |= self.note(address, Verdict::Silent, now);
+        }
+        let room = OPEN_MAX - self.open.len();
+        let due = |(_, state): &(&IpAddr, &State)| state.next.is_some_and(|next| next <= now);
+        let due: Vec<IpAddr> = self.states.iter().filter(due).map(|(address, _)| *address).take(room).collect();
+        for address in due {
+            if let Some(state) = self.states.get_mut(&address) {
+                state.next = None;
+            }
+            if let Err(errno) = self.ask(address, now) {
+                changed |= self.note(address, verdict(errno), now);
+            }
+        }
+        changed
+    }
+
+    fn ask(&mut self, address: IpAddr, now: Instant) -> nix::Result<()> {
+        let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(family, SockType::Stream, flags, None)?;
+        match connect(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(address, PORT))) {
+            Err(Errno::EINPROGRESS) => {}
+            done => return done.and(Err(Errno::EISCONN)),
+        }
+        self.asked += 1;
+        self.epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLOUT, self.asked))?;
+        self.open.insert(self.asked, (address, socket, now + ANSWER_TIMEOUT));
+        Ok(())
+    }
+
+    /// `true`: it is another answer than before.
+    fn note(&mut self, address: IpAddr, verdict: Verdict, now: Instant) -> bool {
+        let Some(state) = self.states.get_mut(&address) else { return false };
+        let gone = verdict == Verdict::Gone;
+        let next = match verdict {
+            Verdict::Gone => Some(now + GONE_INTERVAL),
+            Verdict::Silent if state.silences < SILENCES_MAX => Some(now + SILENCE_PAUSE),
+            Verdict::Silent | Verdict::There => None,
+        };
+        state.silences = if verdict == Verdict::Silent { state.silences.saturating_add(1) } else { 0 };
+        // A link that went meanwhile has it asked sooner.
+        state.next = state.next.into_iter().chain(next).min();
+        std::mem::replace(&mut state.gone, gone) != gone
+    }
+
+    /// Whether that address is known to be gone.
+    pub fn is_gone(&self, address: IpAddr) -> bool {
+        self.states.get(&address).is_some_and(|state| state.gone)
+    }
+
+    /// When to call [`Probes::advance`] again, whatever its descriptor does.
+    pub fn deadline(&self) -> Option<Instant> {
+        let next = self.states.values().filter_map(|state| state.next).min();
+        // With no room, an answer or its time-out comes first.
+        let next = next.filter(|_| self.open.len() < OPEN_MAX);
+        self.open.values().map(|(.., end)| *end).chain(next).min()
+    }
+}
+
+fn verdict(errno: Errno) -> Verdict {
+    match errno {
+        Errno::EHOSTUNREACH | Errno::ENETUNREACH => Verdict::Gone,
+        _ => Verdict::There,
+    }
+}
+
+impl AsFd for Probes {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(address: &str, now: Instant) -> (Probes, IpAddr) {
+        let address: IpAddr = address.parse().unwrap();
+        let mut probes = Probes::new().unwrap();
+        probes.watch(&BTreeSet::from([address]), now);
+        (probes, address)
+    }
+
+    #[test]
+    fn what_answers_is_there_and_asked_again_only_when_a_link_goes() {
+        let begun = Instant::now();
+        let (mut probes, address) = of("127.0.0.1", begun);
+        while probes.deadline().is_some() {
+            probes.advance(Instant::now());
+            assert!(begun.elapsed() < Duration::from_secs(4), "loopback answers at once");
+        }
+        assert!(!probes.is_gone(address));
+        let now = Instant::now();
+        probes.link_lost(now);
+        assert_eq!(probes.deadline(), Some(now + LINK_PAUSE));
+        probes.watch(&BTreeSet::new(), now);
+        assert_eq!(probes.deadline(), None);
+    }
+
+    #[test]
+    fn gone_silent_and_there_again() {
+        let now = Instant::now();
+        let (mut probes, address) = of("127.0.0.1", now);
+        probes.states.get_mut(&address).unwrap().next = None;
+        assert!(probes.note(address, Verdict::Gone, now));
+        assert!(!probes.note(address, Verdict::Gone, now), "nothing new");
+        assert!(probes.is_gone(address));
+        assert_eq!(probes.deadline(), Some(now + GONE_INTERVAL));
+        probes.states.get_mut(&address).unwrap().next = None;
+        assert!(probes.note(address, Verdict::There, now));
+        for _ in 0..SILENCES_MAX {
+            assert!(!probes.note(address, Verdict::Silent, now));
+            assert_eq!(probes.deadline(), Some(now + SILENCE_PAUSE));
+            probes.states.get_mut(&address).unwrap().next = None;
+        }
+        assert!(!probes.note(address, Verdict::Silent, now));
+        assert_eq!(probes.deadline(), None, "silence for ever is asked no more");
+    }
+}
