@@ -1,9 +1,11 @@
-//! Events, listings and look-ups in every order that they may come in, and a simulation of all of them at random.
+//! Events, listings and look-ups in every order that they may come in.
 
 use super::*;
 use std::num::NonZeroU16;
 
 use crate::port::{Binding, Protocol};
+
+mod simulation;
 
 fn c(id: &str) -> Container {
     Container::new("n", id).unwrap()
@@ -278,92 +280,4 @@ fn assert_consistent(tasks: &Tasks) {
         State::Stale | State::UnderWay { .. } | State::Failed | State::Settled => None,
     });
     assert_eq!(queued.collect::<BTreeMap<_, _>>(), tasks.queue);
-}
-
-/// Containers that start, end and change while events, listings and look-ups are on their way.
-#[test]
-fn at_random_and_then_at_rest_it_knows_what_is_true() {
-    for seed in 1..=300 {
-        let mut random: u64 = seed;
-        let mut dice = move |sides: u16| {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            u16::try_from(random >> 48).unwrap() % sides
-        };
-        let mut tasks = Tasks::default();
-        let mut truth: BTreeMap<String, (u32, u16)> = BTreeMap::new();
-        let mut told: BTreeMap<Arc<str>, Bindings> = BTreeMap::new();
-        let (mut events, mut look_ups) = (std::collections::VecDeque::new(), Vec::new());
-        // What a listing has read, and of it what has not been told yet.
-        let mut listing: Option<Vec<(String, u32)>> = None;
-        let mut pid = 0;
-        let mut snapshot_due = false;
-        for step in 0..1500 {
-            let at_rest = step >= 500;
-            let id = format!("c{}", dice(4));
-            let mut news = News::default();
-            let listed = listing.is_some() || snapshot_due || tasks.has_missed();
-            match if !at_rest {
-                dice(10)
-            } else if listed {
-                3 + step % 7
-            } else {
-                3 + step % 6
-            } {
-                0 => {
-                    pid += 1;
-                    if let std::collections::btree_map::Entry::Vacant(entry) = truth.entry(id.clone()) {
-                        entry.insert((pid, 1000 + dice(9)));
-                        events.push_back(TaskEvent::Started(c(&id), pid));
-                    }
-                }
-                1 => {
-                    if let Some((pid, _)) = truth.remove(&id) {
-                        events.push_back(TaskEvent::Ended(c(&id), Some(pid)));
-                    }
-                }
-                2 => {
-                    if let Some((_, port)) = truth.get_mut(&id) {
-                        *port = 2000 + dice(9);
-                        events.push_back(TaskEvent::Updated(c(&id)));
-                    }
-                }
-                3..=5 => news = events.pop_front().map(|event| tasks.follow(event)).unwrap_or_default(),
-                6..=8 => {
-                    let urgency = if dice(2) == 0 { Urgency::Event } else { Urgency::Listing };
-                    if let Some((ticket, container)) = tasks.next_look_up(urgency) {
-                        // What it reads is what is true at some moment before its answer comes.
-                        let answer = truth.get(container.id()).map_or_else(failed, |(_, port)| ports(&[*port]));
-                        look_ups.push((ticket, answer));
-                    } else if !look_ups.is_empty() {
-                        let (ticket, answer) =
-                            look_ups.swap_remove(usize::from(dice(u16::try_from(look_ups.len()).unwrap())));
-                        news = tasks.answer(ticket, answer);
-                    }
-                }
-                _ => match listing.take() {
-                    None => {
-                        tasks.begin_listing();
-                        snapshot_due = false;
-                        listing = Some(truth.iter().map(|(id, (pid, _))| (id.clone(), *pid)).collect());
-                    }
-                    Some(rest) => {
-                        rest.into_iter().for_each(|(id, pid)| drop(tasks.listed(c(&id), pid, true)));
-                        tasks.end_listing();
-                        snapshot_due = true;
-                    }
-                },
-            }
-            told.extend(news.claim);
-            assert_consistent(&tasks);
-            if snapshot_due && tasks.is_listing_looked_up() {
-                (told, snapshot_due) = (tasks.claims(), false);
-            }
-        }
-        assert!(events.is_empty() && look_ups.is_empty(), "not at rest: {seed}");
-        let truth: BTreeMap<Arc<str>, Bindings> =
-            truth.into_iter().map(|(id, (_, port))| (c(&id).key().clone(), bindings(&[port]))).collect();
-        assert_eq!(tasks.claims(), truth, "seed {seed}");
-        told.retain(|_, bindings| !bindings.is_empty());
-        assert_eq!(told, truth, "seed {seed}");
-    }
 }
