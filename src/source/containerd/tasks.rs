@@ -5,11 +5,9 @@
 //! goes for a listing. What was known of a container stays until something better is known, across sessions too.
 //!
 //! ```text
-//!             start, update, listed      given out           answer
-//! (unknown) ───────────────────────▶ Queued ─────▶ UnderWay ────────▶ Settled
-//!     ▲                               ▲  ▲  update  │     │ failure      │ update, start
-//!     └── exit, delete, not listed ── *  └──────────┘     ▼              ▼
-//!                                     └──── listed ──── Failed         Queued
+//!   start, listed ──▶ Queued ──▶ UnderWay ──▶ Settled ── start, update ─────────────▶ Queued
+//!                                    └──────▶ Failed ─── listed as running, start ──▶ Queued
+//!   exit, delete, not listed any more: forgotten, whatever the state. A new session: Stale until listed.
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
