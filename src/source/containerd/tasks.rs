@@ -120,12 +120,7 @@ impl Tasks {
     /// Takes one event.
     pub fn follow(&mut self, event: TaskEvent) -> News {
         match event {
-            TaskEvent::Started(container, pid) => {
-                if let Some(ended) = &mut self.ended {
-                    ended.remove(&container);
-                }
-                self.runs(container, pid, Urgency::Event)
-            }
+            TaskEvent::Started(container, pid) => self.runs(container, pid, Urgency::Event),
             TaskEvent::Ended(container, pid) => self.ends(&container, pid),
             TaskEvent::Updated(container) => {
                 match self.tasks.get_mut(&container).map(|task| &mut task.state) {
