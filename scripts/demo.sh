@@ -120,7 +120,7 @@ containerd_run() { # NAME 'PUBLISH...' COMMAND...
   ip netns add "$NS-$name"
   spaces+=("$NS-$name")
   local network='"cniVersion":"1.0.0","name":"bridge"'
-  echo "{$network,\"type\":\"bridge\",\"bridge\":\"nerdctl0\",\"isGateway\":true,\"ipMasq\":true,\"ipam\":{\"type\":\"host-local\",\"dataDir\":\"$W/ipam\",\"ranges\":[[{\"subnet\":\"10.4.0.0/24\"}]]}}" >"$W/$name.bridge"
+  echo "{$network,\"type\":\"bridge\",\"bridge\":\"nerdctl0\",\"isGateway\":true,\"ipMasq\":true,\"ipam\":{\"type\":\"host-local\",\"dataDir\":\"$W/ipam\",\"ranges\":[[{\"subnet\":\"10.4.0.0/24\"}]],\"routes\":[{\"dst\":\"0.0.0.0/0\"}]}}" >"$W/$name.bridge"
   cni ADD "$name" bridge <"$W/$name.bridge" >"$W/$name.result"
   # The plugin spells the same list in its own way, and leaves 0.0.0.0 out.
   local ports
