@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::report::{Program, Row, Samples};
 use crate::support::agent::Agent;
 use crate::support::containerd::{Containerd, ports_label};
-use crate::support::receiver::Receiver;
+use crate::support::receiver::{Received, Receiver};
 use crate::support::vm::Vm;
 use crate::support::{Process, eventually, run};
 
@@ -53,11 +53,10 @@ pub fn measure() -> Vec<Row> {
         }
     }
 
-    let documents: BTreeMap<String, Duration> =
-        receiver.all().into_iter().filter_map(|r| Some((announced_port(&r.text)?, r.since_epoch))).collect();
+    let documents = announcements(&receiver);
     let latency = |n: u16| {
         let stamped = eventually("its start event", || starts.of(&format!("c{n}")).ok_or("not seen"));
-        (documents[&(FIRST_PORT + n).to_string()].as_secs_f64() - stamped.as_secs_f64()) * 1e3
+        (documents[&(FIRST_PORT + n).to_string()].since_epoch.as_secs_f64() - stamped.as_secs_f64()) * 1e3
     };
     let (latency, lookup) = (Samples::new((WARM_UP..WARM_UP + STARTS).map(latency).collect()), Samples::new(lookups));
     vec![Row::at_most(
@@ -76,11 +75,19 @@ pub fn measure() -> Vec<Row> {
     )]
 }
 
-/// The host port of an announcement's first binding.
-pub fn announced_port(document: &str) -> Option<String> {
-    let document: Value = serde_json::from_str(document).unwrap();
-    let bindings = document["ports"].as_object().unwrap().values().next()?;
-    (document["remove"] == false).then(|| bindings[0]["HostPort"].as_str().unwrap().to_owned())
+/// The first announcement of each port. A change of the guest's addresses has everything announced again.
+pub fn announcements(receiver: &Receiver) -> BTreeMap<String, Received> {
+    let mut first = BTreeMap::new();
+    for received in receiver.all() {
+        let document: Value = serde_json::from_str(&received.text).unwrap();
+        if document["remove"] == false {
+            for binding in document["ports"].as_object().unwrap().values().flat_map(|b| b.as_array().unwrap()) {
+                let port = binding["HostPort"].as_str().unwrap().to_owned();
+                first.entry(port).or_insert_with(|| received.clone());
+            }
+        }
+    }
+    first
 }
 
 /// containerd's `/tasks/start` events, read by a thread of their own until it ends.

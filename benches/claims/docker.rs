@@ -14,6 +14,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
+use super::containerd::announcements;
 use crate::report::{Program, Row, Samples};
 use crate::support::agent::Agent;
 use crate::support::docker::Engine;
@@ -61,14 +62,13 @@ pub fn measure() -> Vec<Row> {
     }
 
     let seen = starts.all();
-    let documents: BTreeMap<String, Duration> =
-        receiver.all().into_iter().filter_map(|r| Some((announced_port(&r.text)?, r.since_epoch))).collect();
+    let documents = announcements(&receiver);
     let mut latencies = Vec::new();
     let mut engines_own = Vec::new();
     for (id, port) in &addresses {
         let start = seen.iter().find(|start| start.id == *id).expect("an event for every start");
         let document = documents.get(&port.to_string()).expect("a document for every start");
-        latencies.push(milliseconds(start.stamped, *document));
+        latencies.push(milliseconds(start.stamped, document.since_epoch));
         engines_own.push(milliseconds(start.stamped, start.read));
     }
     let (latency, own) = (Samples::new(latencies), Samples::new(engines_own));
@@ -114,13 +114,6 @@ fn create(engine: &Path, port: usize) -> String {
         "HostConfig": {"PortBindings": {"80/tcp": [{"HostIp": "", "HostPort": port.to_string()}]}},
     });
     request(engine, "POST", "/containers/create", Some(&config))["Id"].as_str().expect("an id").to_owned()
-}
-
-/// The host port of an announcement's first binding.
-fn announced_port(document: &str) -> Option<String> {
-    let document: Value = serde_json::from_str(document).unwrap();
-    let bindings = document["ports"].as_object().unwrap().values().next()?;
-    (document["remove"] == false).then(|| bindings[0]["HostPort"].as_str().unwrap().to_owned())
 }
 
 /// One request of the engine's API. HTTP/1.0: the answer ends with the connection, and is not in chunks.

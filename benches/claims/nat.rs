@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket};
 
-use super::containerd::announced_port;
+use super::containerd::announcements;
 use crate::report::{Program, Row, Samples, thousands};
 use crate::support::agent::Agent;
 use crate::support::receiver::Receiver;
@@ -84,11 +84,10 @@ impl World {
     fn latencies(&self, written: &BTreeMap<u16, Instant>) -> Samples {
         let last = written.keys().last().unwrap();
         self.wait(*last);
-        let documents: BTreeMap<String, Instant> =
-            self.receiver.all().into_iter().filter_map(|r| Some((announced_port(&r.text)?, r.at))).collect();
+        let documents = announcements(&self.receiver);
         // A document that is there before iptables has ended took no time.
         let latency = |(port, at): (&u16, &Instant)| {
-            documents[&port.to_string()].saturating_duration_since(*at).as_secs_f64() * 1e3
+            documents[&port.to_string()].at.saturating_duration_since(*at).as_secs_f64() * 1e3
         };
         Samples::new(written.iter().map(latency).collect())
     }

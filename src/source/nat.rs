@@ -16,6 +16,7 @@
 //! by owner. Rules that lead nowhere any more are found out by `probes`.
 
 mod lock;
+mod names;
 mod netlink;
 mod pace;
 mod probes;
@@ -23,8 +24,7 @@ mod reader;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,6 +32,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use self::lock::Lock;
+use self::names::Names;
 use self::netlink::Changes;
 use self::probes::Probes;
 use self::reader::{Kind, Reader};
@@ -120,6 +121,8 @@ struct Session<'a> {
     readers: Vec<Reader>,
     tables: Changes,
     links: Changes,
+    /// The lists that tell which of the older kinds are in use.
+    names: Vec<(Kind, Names)>,
     lock: Lock,
     probes: Probes,
     /// When to look at the lists of tables again, and when to read everything.
@@ -143,11 +146,15 @@ impl<'a> Session<'a> {
         let probes = Probes::new().map_err(watching("connections"))?;
         let interval = |kind: Kind| if kind.names_file().is_some() { nat.interval } else { Duration::ZERO };
         let mut readers = Vec::from(Kind::ALL.map(|kind| Reader::new(kind, interval(kind))));
+        let has_nftables = Changes::has_nftables().map_err(watching("nftables"))?;
+        if !has_nftables {
+            log::info!("this kernel has no nftables; only rules of iptables-legacy are read");
+        }
         let mut any = false;
         for reader in &mut readers {
             let installed = reader.kind.tool().is_ok();
             any |= installed;
-            if installed && reader.kind.names_file().is_none() {
+            if installed && has_nftables && reader.kind.names_file().is_none() {
                 reader.change(now);
             }
         }
@@ -160,6 +167,7 @@ impl<'a> Session<'a> {
             readers,
             tables,
             links,
+            names: Kind::ALL.into_iter().filter_map(|kind| Some((kind, Names::new(kind.names_file()?)))).collect(),
             lock: Lock::new(),
             probes,
             next_look: now,
@@ -183,7 +191,7 @@ impl<'a> Session<'a> {
             if seen {
                 self.merge(now);
             }
-            self.publish(now);
+            self.publish(seen, now);
             if self.probes.advance(now) || seen {
                 self.tell_stale();
             }
@@ -244,9 +252,10 @@ impl<'a> Session<'a> {
             return Ok(false);
         }
         let mut forgotten = false;
-        for reader in &mut self.readers {
-            let Some(file) = reader.kind.names_file() else { continue };
-            if !is_listed(file).map_err(|error| NatError::List { file, error })? {
+        for (kind, names) in &mut self.names {
+            let listed = names.have_nat().map_err(|error| NatError::List { file: names.path(), error })?;
+            let Some(reader) = self.readers.iter_mut().find(|reader| reader.kind == *kind) else { continue };
+            if !listed {
                 forgotten |= reader.forget();
             } else if used || !reader.is_wanted() {
                 reader.change(now);
@@ -267,10 +276,13 @@ impl<'a> Session<'a> {
         self.nat.told = self.view.skipped.clone();
     }
 
-    /// Sends what is new.
-    fn publish(&mut self, now: Instant) {
+    /// Sends what is new, of what was `seen` or of trouble.
+    fn publish(&mut self, seen: bool, now: Instant) {
         let troubles: Vec<&str> = self.readers.iter().filter_map(|reader| reader.trouble(now)).collect();
         let trouble = Some(troubles.join("; ")).filter(|_| !troubles.is_empty());
+        if !seen && self.complete && trouble == self.trouble {
+            return;
+        }
         let whole = self.readers.iter().all(|reader| !reader.is_wanted() || reader.view.is_some());
         if trouble.is_none() && !whole {
             return;
@@ -317,14 +329,5 @@ impl<'a> Session<'a> {
             self.nat.stale = keys.clone();
             self.context.send(Event::Stale { source: Source::Nat, keys });
         }
-    }
-}
-
-/// Whether one of the kernel's lists of tables names `nat`. No list is an empty one: its module is not loaded.
-fn is_listed(file: &str) -> io::Result<bool> {
-    match fs::read(file) {
-        Ok(names) => Ok(names.split(|byte| *byte == b'\n').any(|name| name == b"nat")),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
     }
 }

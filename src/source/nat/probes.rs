@@ -3,7 +3,8 @@
 //! Asks by a TCP connection to port 9 (discard) of the address: one packet that a living address answers, mostly with a
 //! refusal, and for which the kernel says that there is no such host (or no way to it) when it is gone. Anything else,
 //! silence too, is no proof. An address is asked when it is new, when some link has gone, and from time to time while it
-//! is gone; silence is asked again a few times, since the kernel goes on believing in a neighbour for some seconds.
+//! is gone. Silence is asked again for two minutes, since the kernel goes on believing in a neighbour for up to 45 s: that is
+//! how long it takes at most, and some seconds more, until what was there a moment ago is known to be gone.
 //! Nothing is ever sent over such a connection.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,9 +26,9 @@ const OPEN_MAX: usize = 256;
 /// How long an answer is waited for. The kernel gives a neighbour up after 3 s.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// After a silence, how soon to ask again, and how often.
+/// After a silence, how soon to ask again, and how often: longer than the kernel believes in a neighbour unasked.
 const SILENCE_PAUSE: Duration = Duration::from_secs(5);
-const SILENCES_MAX: u8 = 3;
+const SILENCES_MAX: u8 = 12;
 
 /// Between a link's end and the question: more mostly follow.
 const LINK_PAUSE: Duration = Duration::from_millis(200);
