@@ -86,6 +86,26 @@ fn a_dropped_child_leaves_no_zombie() {
     assert!(!process.exists());
 }
 
+/// A script around the program may start it as a process of its own, which must not pile up, nor be left.
+#[test]
+fn what_a_child_has_started_ends_with_it() {
+    let mut child = Child::start(&tool("/bin/sh"), &["-c", "sleep 60 & echo $!; wait"]).unwrap();
+    let mut stdout = child.take_stdout().unwrap();
+    let pid = eventually("its pid", || {
+        let mut buffer = [0; 16];
+        std::io::Read::read(&mut stdout, &mut buffer)
+            .map(|n| String::from_utf8_lossy(buffer.get(..n).unwrap()).trim().to_owned())
+    });
+    let process = PathBuf::from(format!("/proc/{pid}"));
+    assert!(process.exists());
+    drop(child);
+    // Whoever adopts it reaps it in its own time.
+    eventually("its end", || match std::fs::read_to_string(process.join("stat")) {
+        Ok(stat) if !stat.contains(") Z ") => Err(stat),
+        _ => Ok(()),
+    });
+}
+
 #[test]
 fn the_launchers_argument_is_not_for_others() {
     let agent = env!("CARGO_BIN_EXE_rancher-desktop-guestagent");

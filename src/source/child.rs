@@ -2,13 +2,14 @@
 //!
 //! A child starts as this very program, which asks the kernel to be killed when the agent dies (`PR_SET_PDEATHSIG`),
 //! gives up the privileges that its job does not need, and becomes the other program: by its absolute path, without
-//! environment, in `/`. Nothing of it goes through a shell. A child that is dropped is killed and reaped.
+//! environment, in `/`. Nothing of it goes through a shell. A child that is dropped is killed and reaped, with what it
+//! has started itself: it may be a script around the program, and has a process group of its own for that.
 
 mod run;
 mod tool;
 
 use std::ffi::{OsStr, OsString};
-use std::io::{ErrorKind, Read};
+use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::{ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
@@ -16,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::prctl;
-use nix::sys::signal::Signal;
-use nix::unistd::getppid;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::{Pid, getppid};
 
 pub use self::run::{Limits, Run, Runs, run, run_all};
 pub use self::tool::{Privileges, Tool, ToolError};
@@ -42,6 +43,8 @@ pub struct Child {
     stderr: Option<ChildStderr>,
     command: String,
     message: Vec<u8>,
+    /// Its process id, and its group's, may be another's by now.
+    reaped: bool,
 }
 
 impl Child {
@@ -58,12 +61,13 @@ impl Child {
                 .args(&args)
                 .env_clear()
                 .current_dir("/")
+                .process_group(0)
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())
                 .spawn()?;
             let (stdout, stderr) = (process.stdout.take(), process.stderr.take());
-            let child = Child { process, stdout, stderr, command: shown.clone(), message: Vec::new() };
+            let child = Child { process, stdout, stderr, command: shown.clone(), message: Vec::new(), reaped: false };
             for fd in child.fds() {
                 fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
             }
@@ -102,7 +106,7 @@ impl Child {
         let end = Instant::now() + KILL_TIMEOUT;
         loop {
             // Its last words are in the pipe by the time it has ended.
-            let status = self.process.try_wait();
+            let status = self.try_wait();
             self.drain_stderr();
             match status {
                 Ok(Some(status)) => return self.failed(status),
@@ -113,6 +117,12 @@ impl Child {
         }
     }
 
+    fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        let status = self.process.try_wait()?;
+        self.reaped |= status.is_some();
+        Ok(status)
+    }
+
     fn failed(&self, status: ExitStatus) -> ToolError {
         ToolError::Failed { command: self.command.clone(), code: status.code(), message: self.message() }
     }
@@ -120,10 +130,15 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // An error means that it has ended already.
-        let _ = self.process.kill();
+        if self.reaped {
+            return;
+        }
+        if let Ok(pid) = i32::try_from(self.process.id()) {
+            // An error means that nothing of it runs.
+            let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+        }
         let end = Instant::now() + KILL_TIMEOUT;
-        while matches!(self.process.try_wait(), Ok(None)) {
+        while matches!(self.try_wait(), Ok(None)) {
             if Instant::now() >= end {
                 log::error!("killed, but it does not end pid={} command={:?}", self.process.id(), self.command);
                 return;

@@ -51,19 +51,18 @@ impl Run {
             }
         });
         self.child.drain_stderr();
-        let command = || self.child.command.clone();
         if self.output.len() > most {
-            return Some(Err(ToolError::TooMuch { command: command(), bytes: most }));
+            return Some(Err(ToolError::TooMuch { command: self.child.command.clone(), bytes: most }));
         }
         if self.child.fds().next().is_none() {
-            match self.child.process.try_wait() {
+            match self.child.try_wait() {
                 Ok(Some(status)) if status.success() => return Some(Ok(std::mem::take(&mut self.output))),
                 Ok(Some(status)) => return Some(Err(self.child.failed(status))),
                 Ok(None) => {}
-                Err(error) => return Some(Err(ToolError::Start { command: command(), error })),
+                Err(error) => return Some(Err(ToolError::Start { command: self.child.command.clone(), error })),
             }
         }
-        (now >= self.deadline).then(|| Err(ToolError::TimedOut { command: command() }))
+        (now >= self.deadline).then(|| Err(ToolError::TimedOut { command: self.child.command.clone() }))
     }
 }
 
