@@ -191,12 +191,13 @@ pub fn read(
         sink: !flags.values("sink").is_empty(),
     };
     let mode = mode::choose(given)?;
+    let containerd = containerd(&flags)?;
     let nat_interval = value(&flags, "nat-interval", "a duration of at least 10ms, such as 250ms", |text| {
         duration(text).filter(|d| *d >= NAT_INTERVAL_MIN)
     })?;
     let config = Config {
         docker: if given.docker { Some(docker_socket(environment("DOCKER_HOST"))?) } else { None },
-        containerd: if given.containerd { Some(containerd(&flags)?) } else { None },
+        containerd: given.containerd.then_some(containerd),
         nat_interval: mode.nat.then_some(nat_interval),
         sinks: sinks(&flags, &mode)?,
         policy: Policy { admin: flags.on("adminInstall") },
@@ -222,6 +223,7 @@ fn check_unused(flags: &Parsed) -> Result<(), ConfigError> {
 }
 
 fn sinks(flags: &Parsed, mode: &Mode) -> Result<Vec<(SinkConfig, &'static [Source])>, ConfigError> {
+    let vtunnel = value(flags, "vtunnelAddr", "HOST:PORT", host_port)?;
     let urls = "stdout:, listener:, unix://PATH, tcp://HOST:PORT or vsock://CID[:PORT]";
     let named = values(flags, "sink", urls, sink)?;
     let distinct: BTreeSet<String> = named.iter().map(ToString::to_string).collect();
@@ -232,9 +234,7 @@ fn sinks(flags: &Parsed, mode: &Mode) -> Result<Vec<(SinkConfig, &'static [Sourc
     let mut sinks: Vec<_> = named.into_iter().map(|sink| (sink, Source::ALL)).collect();
     for (sink, feeds) in &mode.sinks {
         let sink = match sink {
-            ModeSink::Vtunnel => {
-                SinkConfig::Vtunnel(Address::Tcp(value(flags, "vtunnelAddr", "HOST:PORT", host_port)?))
-            }
+            ModeSink::Vtunnel => SinkConfig::Vtunnel(Address::Tcp(vtunnel.clone())),
             ModeSink::Listener => SinkConfig::Listener,
         };
         sinks.push((sink, *feeds));

@@ -52,7 +52,12 @@ fn s28_refuses_what_cannot_work() {
         ("-containerd", "nobody to tell"),
         ("-containerd -sink stdout: -containerdSock run/x", "containerdSock"),
         ("-containerd -sink stdout: --ctr ctr", "an absolute path"),
+        // Also where they are not used, as a typing error would show only later.
+        ("-iptables -containerdSock run/x", "containerdSock"),
+        ("-iptables --ctr ctr", "an absolute path"),
         ("-iptables --nat-interval 1ms", "10ms"),
+        ("-docker -sink stdout: --nat-interval 1ms", "10ms"),
+        ("-docker -sink stdout: -vtunnelAddr nowhere", "HOST:PORT"),
         ("-docker -kubernetes -sink stdout:", "-kubernetes is not in this version"),
         ("-docker -containerd -iptables", "cannot all be on"),
         ("-docker -sink stdout: -k8sServiceListenerAddr 10.0.0.1", "0.0.0.0 or 127.0.0.1"),
