@@ -78,7 +78,10 @@ docker_remove() { docker rm -f "$1" >/dev/null; }
 
 ctr() { command ctr --address "$SOCKET" "$@"; }
 containerd_start() {
-  "${in_guest[@]}" containerd --config /dev/null --address "$SOCKET" --root "$W/root" --state "$W/state" >"$W/containerd.log" 2>&1 &
+  # Without CRI, which would look at this machine's CNI, and without opt, which would leave a directory in /opt.
+  echo 'version = 2
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]' >"$W/containerd.toml"
+  "${in_guest[@]}" containerd --config "$W/containerd.toml" --address "$SOCKET" --root "$W/root" --state "$W/state" >"$W/containerd.log" 2>&1 &
   pids+=($!)
 }
 containerd_watch() { start_agent -- -containerd -containerdSock "$SOCKET"; }
