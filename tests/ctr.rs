@@ -342,6 +342,24 @@ fn a_list_that_fails_or_is_cut_is_not_an_empty_one() {
 }
 
 #[test]
+fn one_look_up_that_hangs_costs_no_other_container_its_ports() {
+    let world = World::new(&[]);
+    info(&world.dir, "c2", &[8081]);
+    world.write("containers", "c1\nc2\n");
+    world.write("tasks", &format!("{RUNS}c2 200 RUNNING\n"));
+    world.wait_held(&[8080, 8081]);
+    // The ports of both are known, so the source is ready again before this look-up ends, and the time of grace with it.
+    write_script(&world.dir, &[("info", "[ $3 != c2 ] || exec sleep 1000; cat $D/info-$3")]);
+    world.kill_events();
+    world.agent.wait_log("was ended by a signal");
+    within(Duration::from_secs(5), "ready again", || match world.agent.log().matches("source ready").count() {
+        2 => Ok(()),
+        _ => Err(world.agent.log()),
+    });
+    world.end();
+}
+
+#[test]
 fn a_failed_look_up_is_tried_again_and_not_for_ever() {
     let mut world = World::new(&[]);
     world.wait_held(&[8080]);

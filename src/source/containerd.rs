@@ -332,7 +332,11 @@ impl Session<'_> {
                 Listing::Reading(asks) => asks.pop_front(),
                 Listing::Over | Listing::LookingUp => None,
             };
-            let next = urgent.or_else(list).or_else(|| self.tasks.next_look_up(Urgency::Listing).map(look_up));
+            let found = || {
+                let tasks = &mut self.tasks;
+                tasks.next_look_up(Urgency::Listing).or_else(|| tasks.next_look_up(Urgency::Refresh)).map(look_up)
+            };
+            let next = urgent.or_else(list).or_else(found);
             let Some(ask) = next else { break };
             match Run::start(&self.tool, &ask.args(self.socket), LOOK_UP_LIMITS) {
                 Ok(run) => self.running.push((ask, run)),

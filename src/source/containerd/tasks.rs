@@ -32,8 +32,10 @@ pub struct Ticket(u64);
 pub enum Urgency {
     /// An event.
     Event,
-    /// A listing.
+    /// A listing, of a task whose ports are not known.
     Listing,
+    /// A listing, of a task whose ports are known from before. Nothing waits for it.
+    Refresh,
 }
 
 /// What became of a look-up.
@@ -158,7 +160,8 @@ impl Tasks {
             None => {}
         }
         if recorded {
-            return self.runs(container, pid, Urgency::Listing);
+            let known = self.tasks.get(&container).is_some_and(|task| task.pid == pid && task.bindings.is_some());
+            return self.runs(container, pid, if known { Urgency::Refresh } else { Urgency::Listing });
         }
         self.dequeue(&container);
         self.put(container, |task| {
@@ -177,9 +180,10 @@ impl Tasks {
         self.ended = None;
     }
 
-    /// Whether no look-up that a listing called for is outstanding.
+    /// Whether the ports of all that was listed are known, as far as can be. What is known from before counts: one
+    /// container that cannot be asked about must not cost the others their ports, once the time of grace is over.
     pub fn is_listing_looked_up(&self) -> bool {
-        let waiting = self.queue.keys().next_back().is_some_and(|(urgency, _)| *urgency == Urgency::Listing);
+        let waiting = self.queue.keys().any(|(urgency, _)| *urgency == Urgency::Listing);
         !waiting && !self.under_way.values().any(|(_, urgency)| *urgency == Urgency::Listing)
     }
 

@@ -66,7 +66,7 @@ impl World {
 
     /// A look-up begins, or one ends with what it has read meanwhile: here, at its beginning.
     fn look_up(&mut self) -> News {
-        let urgency = if self.dice(2) == 0 { Urgency::Event } else { Urgency::Listing };
+        let urgency = [Urgency::Event, Urgency::Listing, Urgency::Refresh][usize::from(self.dice(3))];
         if let Some((ticket, container)) = self.tasks.next_look_up(urgency) {
             let answer = self.truth.get(container.id()).map_or_else(failed, |(_, port)| ports(&[*port]));
             self.look_ups.push((ticket, answer));
