@@ -324,8 +324,6 @@ fn a_list_that_fails_or_is_cut_is_not_an_empty_one() {
         (("tasks", "cat $D/tasks; echo sorry >&2; exit 1"), "ended with exit code 1: sorry"),
         (("tasks", "printf 'TASK PID STATUS\\nc1 1'"), "expected whole lines"),
         (("tasks", ":"), "expected TASK PID STATUS"),
-        (("containers", "printf c1"), "-n n containers ls: field (the list)"),
-        (("namespaces", "printf n"), "namespaces ls: field (the list)"),
         (("namespaces", "yes namespace"), "printed more than 4194304 bytes"),
     ] {
         write_script(&world.dir, &[script]);

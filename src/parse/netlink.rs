@@ -34,6 +34,15 @@ const LINK_FLAGS_AT: usize = 24;
 const LINK_UP: u32 = 0x1;
 const LINK_RUNNING: u32 = 0x40;
 
+/// `NFT_MSG_GETGEN`: which generation of rules is in force?
+const GET_GENERATION: u8 = 16;
+
+/// `NLM_F_REQUEST`.
+const REQUEST: u16 = 1;
+
+/// `NLMSG_ERROR`: what became of a request, as a negative error number.
+const OUTCOME: u16 = 2;
+
 const MESSAGE_HEADER_BYTES: usize = 16;
 const ATTRIBUTE_HEADER_BYTES: usize = 4;
 
@@ -47,6 +56,26 @@ pub fn tables<'a>(datagram: &'a [u8], mut found: impl FnMut(u8, &'a [u8])) -> Re
         }
         Ok(())
     })
+}
+
+/// A request that every kernel with nftables answers.
+pub fn generation_request() -> [u8; MESSAGE_HEADER_BYTES + 4] {
+    let mut request = [0; MESSAGE_HEADER_BYTES + 4];
+    let fields = u32::to_ne_bytes(20).into_iter();
+    let fields = fields.chain(u16::from_le_bytes([GET_GENERATION, NFTABLES]).to_ne_bytes());
+    let fields = fields.chain(REQUEST.to_ne_bytes());
+    request.iter_mut().zip(fields).for_each(|(byte, field)| *byte = field);
+    request
+}
+
+/// Whether a datagram says that the request it answers was refused.
+pub fn is_refusal(datagram: &[u8]) -> Result<bool, ParseError> {
+    let mut refused = false;
+    messages(datagram, |kind, message| {
+        refused |= kind == OUTCOME && array(message, MESSAGE_HEADER_BYTES).map(i32::from_ne_bytes)? != 0;
+        Ok(())
+    })?;
+    Ok(refused)
 }
 
 /// Whether a datagram says that a link is gone, or has lost its carrier.
@@ -168,6 +197,20 @@ mod tests {
         let both = [link(17, 0), link(16, 0x41)].concat();
         assert!(link_lost(&both).unwrap());
         assert!(link_lost(&both[..40]).is_err());
+    }
+
+    #[test]
+    fn a_refusal_is_told_from_an_answer() {
+        let outcome = |error: i32| {
+            let mut message = message(OUTCOME, 0, &[]);
+            message[16..20].copy_from_slice(&error.to_ne_bytes());
+            message
+        };
+        assert!(is_refusal(&outcome(-22)).unwrap());
+        assert!(!is_refusal(&outcome(0)).unwrap());
+        assert!(!is_refusal(&message(10 << 8 | 15, 0, &[(1, b"\0\0\0\x07")])).unwrap());
+        assert!(is_refusal(&outcome(-22)[..18]).is_err());
+        assert_eq!(generation_request()[..8], *[20u32.to_ne_bytes(), [16, 10, 1, 0]].concat());
     }
 
     #[test]

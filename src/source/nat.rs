@@ -148,11 +148,15 @@ impl<'a> Session<'a> {
         let probes = Probes::new().map_err(watching("connections"))?;
         let interval = |kind: Kind| if kind.names_file().is_some() { nat.interval } else { Duration::ZERO };
         let mut readers = Vec::from(Kind::ALL.map(|kind| Reader::new(kind, interval(kind))));
+        let has_nftables = Changes::has_nftables().map_err(watching("nftables"))?;
+        if !has_nftables {
+            log::info!("this kernel has no nftables; only rules of iptables-legacy are read");
+        }
         let mut any = false;
         for reader in &mut readers {
             let installed = reader.kind.tool().is_ok();
             any |= installed;
-            if installed && reader.kind.names_file().is_none() {
+            if installed && has_nftables && reader.kind.names_file().is_none() {
                 reader.change(now);
             }
         }
@@ -190,7 +194,7 @@ impl<'a> Session<'a> {
             if seen {
                 self.merge(now);
             }
-            let published = self.publish(now);
+            let published = self.publish(seen, now);
             if self.probes.advance(now) || published {
                 self.tell_stale();
             }
@@ -275,10 +279,13 @@ impl<'a> Session<'a> {
         self.nat.told = self.view.skipped.clone();
     }
 
-    /// Sends what is new. `true`: something was.
-    fn publish(&mut self, now: Instant) -> bool {
+    /// Sends what is new, of what was `seen` or of trouble. `true`: something was.
+    fn publish(&mut self, seen: bool, now: Instant) -> bool {
         let troubles: Vec<&str> = self.readers.iter().filter_map(|reader| reader.trouble(now)).collect();
         let trouble = Some(troubles.join("; ")).filter(|_| !troubles.is_empty());
+        if !seen && self.complete && trouble == self.trouble {
+            return false;
+        }
         let whole = self.readers.iter().all(|reader| !reader.is_wanted() || reader.view.is_some());
         if trouble.is_none() && !whole {
             return false;

@@ -5,11 +5,9 @@
 //! goes for a listing. What was known of a container stays until something better is known, across sessions too.
 //!
 //! ```text
-//!             start, update, listed      given out           answer
-//! (unknown) ───────────────────────▶ Queued ─────▶ UnderWay ────────▶ Settled
-//!     ▲                               ▲  ▲  update  │     │ failure      │ update, start
-//!     └── exit, delete, not listed ── *  └──────────┘     ▼              ▼
-//!                                     └──── listed ──── Failed         Queued
+//!   start, listed ──▶ Queued ──▶ UnderWay ──▶ Settled ── start, update ─────────────▶ Queued
+//!                                    └──────▶ Failed ─── listed as running, start ──▶ Queued
+//!   exit, delete, not listed any more: forgotten, whatever the state. A new session: Stale until listed.
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -120,12 +118,7 @@ impl Tasks {
     /// Takes one event.
     pub fn follow(&mut self, event: TaskEvent) -> News {
         match event {
-            TaskEvent::Started(container, pid) => {
-                if let Some(ended) = &mut self.ended {
-                    ended.remove(&container);
-                }
-                self.runs(container, pid, Urgency::Event)
-            }
+            TaskEvent::Started(container, pid) => self.runs(container, pid, Urgency::Event),
             TaskEvent::Ended(container, pid) => self.ends(&container, pid),
             TaskEvent::Updated(container) => {
                 match self.tasks.get_mut(&container).map(|task| &mut task.state) {

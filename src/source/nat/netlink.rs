@@ -5,8 +5,10 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::RcvBufForce;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt, socket,
 };
+
+use crate::parse::netlink::{generation_request, is_refusal};
 
 /// Group 7 of NETLINK_NETFILTER (`NFNLGRP_NFTABLES`): every change of nftables.
 const NFTABLES_GROUP: u32 = 1 << 6;
@@ -47,6 +49,16 @@ impl Changes {
         let _ = setsockopt(&socket, RcvBufForce, &QUEUE_BYTES_MAX);
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
         Ok(Changes { socket, buffer: vec![0; MESSAGE_BYTES_MAX] })
+    }
+
+    /// Whether the kernel has nftables. One of a microVM may not, and every tool that reads its rules would fail.
+    pub fn has_nftables() -> nix::Result<bool> {
+        let mut changes = Changes::open(SockProtocol::NetlinkNetFilter, 0)?;
+        send(changes.socket.as_raw_fd(), &generation_request(), MsgFlags::empty())?;
+        let mut refused = false;
+        // The answer is there by the time that the request is sent.
+        changes.drain(|message| refused |= message.is_some_and(|message| is_refusal(message).unwrap_or(false)))?;
+        Ok(!refused)
     }
 
     /// Gives what there is to `take`; `None` where messages were lost.

@@ -1,9 +1,11 @@
-//! Events, listings and look-ups in every order that they may come in, and a simulation of all of them at random.
+//! Events, listings and look-ups in every order that they may come in.
 
 use super::*;
 use std::num::NonZeroU16;
 
 use crate::port::{Binding, Protocol};
+
+mod simulation;
 
 fn c(id: &str) -> Container {
     Container::new("n", id).unwrap()
@@ -212,6 +214,25 @@ fn a_container_that_is_gone_by_its_look_up_is_no_trouble() {
 }
 
 #[test]
+fn failures_count_for_one_run_and_not_while_it_changes() {
+    let mut tasks = Tasks::default();
+    for pid in 1..10 {
+        let ticket = start(&mut tasks, "a", pid).unwrap();
+        assert_eq!(tasks.answer(ticket, failed()), News::default(), "of run {pid}");
+    }
+    let mut ticket = start(&mut tasks, "b", 5).unwrap();
+    for _ in 0..10 {
+        tasks.follow(TaskEvent::Updated(c("b")));
+        assert_eq!(tasks.answer(ticket, failed()), News::default());
+        ticket = next(&mut tasks, "b").unwrap();
+    }
+    // One that is queued, and then found to be another run without any ports.
+    tasks.follow(TaskEvent::Started(c("c"), 5));
+    list(&mut tasks, &[("c", 6, false)]);
+    assert_consistent(&tasks);
+}
+
+#[test]
 fn what_cannot_be_used_is_said_and_changes_nothing() {
     let mut tasks = known("a", 5, &[80]);
     tasks.follow(TaskEvent::Updated(c("a")));
@@ -252,82 +273,11 @@ fn there_is_a_limit() {
     assert!(tasks.has_missed() && !tasks.tasks.contains_key(&c("one-of-many")));
 }
 
-/// Containers that start, end and change while events, listings and look-ups are on their way.
-#[test]
-fn at_random_and_then_at_rest_it_knows_what_is_true() {
-    for seed in 1..=300 {
-        let mut random: u64 = seed;
-        let mut dice = move |sides: u16| {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            u16::try_from(random >> 48).unwrap() % sides
-        };
-        let mut tasks = Tasks::default();
-        let mut truth: BTreeMap<String, (u32, u16)> = BTreeMap::new();
-        let mut told: BTreeMap<Arc<str>, Bindings> = BTreeMap::new();
-        let (mut events, mut look_ups) = (std::collections::VecDeque::new(), Vec::new());
-        // What a listing has read, and of it what has not been told yet.
-        let mut listing: Option<Vec<(String, u32)>> = None;
-        let mut pid = 0;
-        let mut snapshot_due = false;
-        for step in 0..900 {
-            let at_rest = step >= 300;
-            let id = format!("c{}", dice(4));
-            let mut news = News::default();
-            match if at_rest { 3 + step % 3 } else { dice(6) } {
-                0 => {
-                    pid += 1;
-                    if let std::collections::btree_map::Entry::Vacant(entry) = truth.entry(id.clone()) {
-                        entry.insert((pid, 1000 + dice(9)));
-                        events.push_back(TaskEvent::Started(c(&id), pid));
-                    }
-                }
-                1 => {
-                    if let Some((pid, _)) = truth.remove(&id) {
-                        events.push_back(TaskEvent::Ended(c(&id), Some(pid)));
-                    }
-                }
-                2 => {
-                    if let Some((_, port)) = truth.get_mut(&id) {
-                        *port = 2000 + dice(9);
-                        events.push_back(TaskEvent::Updated(c(&id)));
-                    }
-                }
-                3 => news = events.pop_front().map(|event| tasks.follow(event)).unwrap_or_default(),
-                4 => {
-                    let urgency = if dice(2) == 0 { Urgency::Event } else { Urgency::Listing };
-                    if let Some((ticket, container)) = tasks.next_look_up(urgency) {
-                        // What it reads is what is true at some moment before its answer comes.
-                        let answer = truth.get(container.id()).map_or_else(failed, |(_, port)| ports(&[*port]));
-                        look_ups.push((ticket, answer));
-                    } else if !look_ups.is_empty() {
-                        let (ticket, answer) =
-                            look_ups.swap_remove(usize::from(dice(u16::try_from(look_ups.len()).unwrap())));
-                        news = tasks.answer(ticket, answer);
-                    }
-                }
-                _ => match listing.take() {
-                    None => {
-                        tasks.begin_listing();
-                        snapshot_due = false;
-                        listing = Some(truth.iter().map(|(id, (pid, _))| (id.clone(), *pid)).collect());
-                    }
-                    Some(rest) => {
-                        rest.into_iter().for_each(|(id, pid)| drop(tasks.listed(c(&id), pid, true)));
-                        tasks.end_listing();
-                        snapshot_due = true;
-                    }
-                },
-            }
-            told.extend(news.claim);
-            if snapshot_due && tasks.is_listing_looked_up() {
-                (told, snapshot_due) = (tasks.claims(), false);
-            }
-        }
-        assert!(events.is_empty() && look_ups.is_empty(), "not at rest: {seed}");
-        let truth: BTreeMap<Arc<str>, Bindings> =
-            truth.into_iter().map(|(id, (_, port))| (c(&id).key().clone(), bindings(&[port]))).collect();
-        assert_eq!(tasks.claims(), truth, "seed {seed}");
-        told.retain(|_, bindings| !bindings.is_empty());
-        assert_eq!(told, truth, "seed {seed}");
-    }
+/// What is queued is what says so of itself, and nothing else.
+fn assert_consistent(tasks: &Tasks) {
+    let queued = tasks.tasks.iter().filter_map(|(container, task)| match task.state {
+        State::Queued(urgency, ticket) => Some(((urgency, ticket), container.clone())),
+        State::Stale | State::UnderWay { .. } | State::Failed | State::Settled => None,
+    });
+    assert_eq!(queued.collect::<BTreeMap<_, _>>(), tasks.queue);
 }
