@@ -12,6 +12,8 @@
 //! Not seen before the next look at everything, every five minutes: a change of older rules by a program that does not
 //! use that lock file. Not seen at all: rules of a kind whose tool was missing at the start and that do not change after.
 //!
+//! portmap writes the rule that names the container last: until that is seen, the owner is the chain.
+//!
 //! What the readers see is sent as a whole. While one of them fails, its last view stays, and what the others see is sent
 //! by owner. Rules that lead nowhere any more are found out by `probes`.
 
@@ -93,14 +95,12 @@ pub struct Nat {
     interval: Duration,
     /// Rules left out that people know of.
     told: BTreeSet<String>,
-    /// Owners that were last said to be stale.
-    stale: BTreeSet<Arc<str>>,
 }
 
 impl Nat {
     /// Looks that often whether rules that do not tell of their changes may have changed.
     pub fn new(interval: Duration) -> Nat {
-        Nat { interval, told: BTreeSet::new(), stale: BTreeSet::new() }
+        Nat { interval, told: BTreeSet::new() }
     }
 
     /// Watches until that fails, or the agent ends.
@@ -131,6 +131,8 @@ struct Session<'a> {
     /// What all readers see, and what of it was sent.
     view: View,
     sent: BTreeMap<Arc<str>, Bindings>,
+    /// Which of its owners were last said to be stale, if that was said in this session.
+    stale: Option<BTreeSet<Arc<str>>>,
     /// The whole was sent in this session.
     complete: bool,
     /// What people were told is wrong.
@@ -174,6 +176,7 @@ impl<'a> Session<'a> {
             next_safety: now + SAFETY_INTERVAL,
             view: View::default(),
             sent: BTreeMap::new(),
+            stale: None,
             complete: false,
             trouble: None,
         })
@@ -191,8 +194,8 @@ impl<'a> Session<'a> {
             if seen {
                 self.merge(now);
             }
-            self.publish(seen, now);
-            if self.probes.advance(now) || seen {
+            let published = self.publish(seen, now);
+            if self.probes.advance(now) || published {
                 self.tell_stale();
             }
             let deadlines = self.readers.iter().filter_map(|reader| reader.deadline(now)).chain(self.probes.deadline());
@@ -276,22 +279,22 @@ impl<'a> Session<'a> {
         self.nat.told = self.view.skipped.clone();
     }
 
-    /// Sends what is new, of what was `seen` or of trouble.
-    fn publish(&mut self, seen: bool, now: Instant) {
+    /// Sends what is new, of what was `seen` or of trouble. `true`: something was.
+    fn publish(&mut self, seen: bool, now: Instant) -> bool {
         let troubles: Vec<&str> = self.readers.iter().filter_map(|reader| reader.trouble(now)).collect();
         let trouble = Some(troubles.join("; ")).filter(|_| !troubles.is_empty());
         if !seen && self.complete && trouble == self.trouble {
-            return;
+            return false;
         }
         let whole = self.readers.iter().all(|reader| !reader.is_wanted() || reader.view.is_some());
         if trouble.is_none() && !whole {
-            return;
+            return false;
         }
         let changed = trouble != self.trouble;
         let same = self.sent.len() == self.view.targets.len()
             && self.view.targets.iter().all(|(key, target)| self.sent.get(key) == Some(&target.bindings));
         if !changed && same && (self.complete || trouble.is_some()) {
-            return;
+            return false;
         }
         let targets = self.view.targets.iter();
         let claims: BTreeMap<Arc<str>, Bindings> =
@@ -316,17 +319,20 @@ impl<'a> Session<'a> {
         }
         self.sent = claims;
         self.trouble = trouble;
+        true
     }
 
     fn claim(&self, key: &Arc<str>, bindings: Bindings) {
         self.context.send(Event::Claim { owner: Owner { source: Source::Nat, key: key.clone() }, bindings });
     }
 
+    /// Of owners that nobody knows yet, it could not be told.
     fn tell_stale(&mut self) {
-        let gone = self.view.targets.iter().filter(|(_, target)| self.probes.is_gone(target.address));
+        let known = self.view.targets.iter().filter(|(key, _)| self.sent.contains_key(*key));
+        let gone = known.filter(|(_, target)| self.probes.is_gone(target.address));
         let keys: BTreeSet<Arc<str>> = gone.map(|(key, _)| key.clone()).collect();
-        if keys != self.nat.stale {
-            self.nat.stale = keys.clone();
+        if self.stale.as_ref() != Some(&keys) {
+            self.stale = Some(keys.clone());
             self.context.send(Event::Stale { source: Source::Nat, keys });
         }
     }

@@ -94,6 +94,18 @@ fn cut_anywhere_it_is_an_error_or_the_same() {
 }
 
 #[test]
+fn no_bytes_panic() {
+    for at in 0..PORTMAP.len() {
+        for byte in [0, b'"', b'\\', b'\n', b' ', b'!', b'9', 0xff] {
+            let mut bytes = PORTMAP.as_bytes().to_vec();
+            bytes[at] = byte;
+            // Any answer will do.
+            let _ = save(&bytes);
+        }
+    }
+}
+
+#[test]
 fn comments_cannot_become_rules() {
     let evil = "a \\\"q\\\" \\\\ b\nCOMMIT\n-A CNI-DN-abc -p tcp -m tcp --dport 666 -j DNAT --to-destination 6.6.6.6:6";
     let rules = format!(

@@ -5,7 +5,8 @@
 //! silence too, is no proof. An address is asked when it is new, when some link has gone, and from time to time while it
 //! is gone. Silence is asked again for two minutes, since the kernel goes on believing in a neighbour for up to 45 s: that is
 //! how long it takes at most, and some seconds more, until what was there a moment ago is known to be gone.
-//! Nothing is ever sent over such a connection.
+//! Nothing is ever sent over such a connection, and only what is directly connected is asked (over IPv4; IPv6 has no such
+//! option).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -14,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::socket::sockopt::SocketError;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, getsockopt, socket};
+use nix::sys::socket::sockopt::{DontRoute, SocketError};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, getsockopt, setsockopt, socket};
 
 /// The port asked.
 const PORT: u16 = 9;
@@ -120,6 +121,8 @@ impl Probes {
         let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(family, SockType::Stream, flags, None)?;
+        // To a neighbour or nowhere: with its bridge gone, the question must not leave by the default route.
+        setsockopt(&socket, DontRoute, &true)?;
         match connect(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(address, PORT))) {
             Err(Errno::EINPROGRESS) => {}
             done => return done.and(Err(Errno::EISCONN)),
