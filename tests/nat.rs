@@ -68,11 +68,22 @@ impl Tools {
     }
 
     fn agent(&self, vm: &Vm, args: &[&str]) -> Agent {
-        let path = format!("{}:{}", self.0.path().display(), std::env::var("PATH").unwrap());
-        let args = [&["-iptables"], args].concat();
-        let agent = Agent::run_program(AGENT.as_ref(), Some(&vm.guest), &args, &[("PATH", &path)]);
+        let agent = self.start(vm, args);
         agent.wait_log("source ready");
         agent
+    }
+
+    /// One whose tools do not all work.
+    fn agent_in_trouble(&self, vm: &Vm, args: &[&str]) -> Agent {
+        let agent = self.start(vm, args);
+        agent.wait_log("source lost");
+        agent
+    }
+
+    fn start(&self, vm: &Vm, args: &[&str]) -> Agent {
+        let path = format!("{}:{}", self.0.path().display(), std::env::var("PATH").unwrap());
+        let args = [&["-iptables"], args].concat();
+        Agent::run_program(AGENT.as_ref(), Some(&vm.guest), &args, &[("PATH", &path)])
     }
 }
 
@@ -359,6 +370,26 @@ fn cut_output_is_never_taken_for_fewer_ports() {
     eventually("the end of trouble", || {
         Some(()).filter(|()| agent.log().matches("source ready").count() == 2).ok_or(agent.log())
     });
+}
+
+#[test]
+#[ignore = "needs root, CNI plugins, iptables, nftables (scripts/deps.sh cni)"]
+fn a_new_owner_does_not_flap_while_a_tool_fails() {
+    let (vm, sink, tools) = (Vm::new(), Receiver::new(), Tools::new());
+    tools.script("ip6tables-nft-save", "[ ! -e $0.on ] || exit 1");
+    tools.switch("ip6tables-nft-save", true);
+    let agent = tools.agent_in_trouble(&vm, &["--sink", &sink.url()]);
+    rule(&vm, "iptables-nft", "-A", 8080, TO);
+    sink.wait_held(&["127.0.0.1:8080/tcp"]);
+    // portmap's last rule has the container's name in it.
+    let comment = ["-m", "comment", "--comment", "dnat name: \"x\" id: \"web\"", "-j", "CNI-DN-8080"];
+    guest(&vm, &[&["iptables-nft", "-t", "nat", "-A", "PREROUTING"], &comment[..]].concat());
+    rule(&vm, "iptables-nft", "-A", 8081, TO);
+    sink.wait_held(&["127.0.0.1:8080/tcp", "127.0.0.1:8081/tcp"]);
+    assert!(sink.all().iter().all(|received| !received.text.contains("\"remove\":true")), "{:?}", sink.all());
+    assert!(!agent.log().contains("source ready"), "{}", agent.log());
+    tools.switch("ip6tables-nft-save", false);
+    agent.wait_log("source ready");
 }
 
 #[test]

@@ -308,12 +308,13 @@ impl<'a> Session<'a> {
                 if changed {
                     self.context.send(Event::SourceTroubled { source: Source::Nat, reason: reason.clone() });
                 }
-                // Not a snapshot: what only a reader that fails would see is to stay.
-                for key in self.sent.keys().filter(|key| !claims.contains_key(*key)) {
-                    self.claim(key, Bindings::new());
-                }
+                // Not a snapshot: what only a reader that fails would see is to stay. What an owner takes over from
+                // another one is claimed before that lets go of it, or else it would be withdrawn in between.
                 for (key, bindings) in claims.iter().filter(|(key, bindings)| self.sent.get(*key) != Some(bindings)) {
                     self.claim(key, bindings.clone());
+                }
+                for key in self.sent.keys().filter(|key| !claims.contains_key(*key)) {
+                    self.claim(key, Bindings::new());
                 }
             }
         }
