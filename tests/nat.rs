@@ -7,7 +7,8 @@
 mod support;
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -509,4 +510,37 @@ fn s20_what_comes_back_is_not_stale_any_more() {
     agent.wait_log("not stale any more owner=nat:CNI-DN-8080");
     assert_eq!(agent.log().matches("stale").count(), 2, "{}", agent.log());
     sink.wait_held(&["127.0.0.1:8080/tcp"]);
+}
+
+#[test]
+#[ignore = "needs root, CNI plugins, iptables, nftables (scripts/deps.sh cni)"]
+fn what_refuses_is_not_stale_and_no_question_gets_past_a_router() {
+    let (vm, sink) = (Vm::new(), Receiver::new());
+    let cni = Cni::new_dual(&vm.guest, Variant::Nft);
+    let web = cni.add("web", &[]);
+    run(web.command("sysctl").args(["-q", "-w", "net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0"]));
+    let rejects = [("iptables-nft", "icmp-host-prohibited"), ("ip6tables-nft", "icmp6-addr-unreachable")];
+    for ((tool, reject), ip) in rejects.into_iter().zip(&web.ips) {
+        run(web.command(tool).args(["-A", "INPUT", "-p", "tcp", "-j", "REJECT", "--reject-with", reject]));
+        let connected = vm.guest.enter(|| TcpStream::connect((*ip, 9)));
+        assert_eq!(connected.unwrap_err().kind(), ErrorKind::HostUnreachable, "as one that is gone");
+    }
+    // The host routes to a third network, on which somebody has that address and says nothing.
+    for args in
+        ["link add d0 type veth peer d1", "addr add fd00:77::1/64 dev d0 nodad", "link set d0 up", "link set d1 up"]
+    {
+        run(vm.host.command("ip").args(args.split(' ')));
+    }
+    let neighbour = "neigh add fd00:77::5 lladdr 02:00:00:00:00:05 dev d0 nud permanent";
+    run(vm.host.command("ip").args(neighbour.split(' ')));
+    run(vm.host.command("sysctl").args(["-q", "-w", "net.ipv6.conf.all.forwarding=1"]));
+    let agent = Agent::run(Some(&vm.guest), &["-iptables", "--sink", &sink.url()]);
+    rule(&vm, "iptables-nft", "-A", 8080, &format!("{}:80", web.ips[0]));
+    rule(&vm, "ip6tables-nft", "-A", 8081, &format!("[{}]:80", web.ips[1]));
+    // Time for the two to be asked.
+    agent.wait_log("[::1]:8081/tcp");
+    rule(&vm, "ip6tables-nft", "-A", 8082, "[fd00:77::5]:80");
+    agent.wait_log("stale: nothing is left of what it leads to owner=nat:CNI-DN-8082");
+    sink.wait_held(&["127.0.0.1:8080/tcp", "[::1]:8081/tcp", "[::1]:8082/tcp"]);
+    assert_eq!(agent.log().matches("stale").count(), 1, "{}", agent.log());
 }
