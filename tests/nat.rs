@@ -544,3 +544,25 @@ fn what_refuses_is_not_stale_and_no_question_gets_past_a_router() {
     sink.wait_held(&["127.0.0.1:8080/tcp", "[::1]:8081/tcp", "[::1]:8082/tcp"]);
     assert_eq!(agent.log().matches("stale").count(), 1, "{}", agent.log());
 }
+
+#[test]
+#[ignore = "needs root, CNI plugins, iptables, nftables (scripts/deps.sh cni)"]
+fn a_table_that_iptables_cannot_print_is_named_and_read_again_when_it_changes() {
+    let (vm, sink, tools) = (Vm::new(), Receiver::new(), Tools::new());
+    let agent = tools.agent(&vm, &["--sink", &sink.url()]);
+    rule(&vm, "iptables-nft", "-A", 8080, TO);
+    sink.wait_held(&["127.0.0.1:8080/tcp"]);
+    guest(&vm, &["nft", "add chain ip nat mine; add rule ip nat mine tcp dport 90 dnat to 10.4.0.9"]);
+    agent.wait_log("table nat is not iptables' alone");
+    let runs = || tools.runs("iptables-nft-save").len();
+    let before = runs();
+    // What fails otherwise is tried again meanwhile, after a tenth of a second.
+    tools.script("ip6tables-nft-save", "exit 1");
+    rule(&vm, "ip6tables-nft", "-A", 8081, "[fd00:143::2]:80");
+    eventually("runs", || Some(()).filter(|()| tools.runs("ip6tables-nft-save").len() > 4).ok_or("not yet"));
+    assert_eq!(runs(), before, "it would be the same");
+    sink.wait_held(&["127.0.0.1:8080/tcp"]);
+    guest(&vm, &["nft", "flush chain ip nat mine; delete chain ip nat mine"]);
+    rule(&vm, "iptables-nft", "-A", 8082, TO);
+    sink.wait_held(&["127.0.0.1:8080/tcp", "127.0.0.1:8082/tcp"]);
+}

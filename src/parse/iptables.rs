@@ -17,6 +17,9 @@ use crate::port::Protocol;
 /// How the chains begin whose rules lead to containers.
 const CHAINS: &[&str] = &["CNI-DN-", "NETAVARK-DN-"];
 
+/// What iptables-nft prints in place of a table in which it finds anything that it would not have made itself.
+const FOREIGN: &[u8] = b"# Table `nat' is incompatible";
+
 /// What the rules of the table publish.
 pub fn save(output: &[u8]) -> Result<View, ParseError> {
     if output.is_empty() {
@@ -46,6 +49,9 @@ pub fn save(output: &[u8]) -> Result<View, ParseError> {
             chain if chain.starts_with(':') && table.is_some() => {}
             _ => return Err(ParseError::Missing("rule, chain or COMMIT")),
         }
+    }
+    if output.starts_with(FOREIGN) {
+        return Err(ParseError::Foreign("nat"));
     }
     if table.is_some() || !complete {
         return Err(ParseError::Missing("complete table nat"));

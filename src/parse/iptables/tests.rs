@@ -85,7 +85,8 @@ fn cut_anywhere_it_is_an_error_or_the_same() {
         }
     }
     assert_eq!(save(b"").unwrap(), View::default());
-    for bad in ["# Table `nat' is incompatible, use 'nft' tool.\n", "*nat\n*nat\nCOMMIT\n", "COMMIT\n", "*nat\nhello\n"]
+    for bad in
+        ["# Table `other' is incompatible, use 'nft' tool.\n", "*nat\n*nat\nCOMMIT\n", "COMMIT\n", "*nat\nhello\n"]
     {
         assert!(save(bad.as_bytes()).is_err(), "{bad}");
     }
