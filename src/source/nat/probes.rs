@@ -36,8 +36,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
 const SILENCE_PAUSE: Duration = Duration::from_secs(5);
 const SILENCES_MAX: u8 = 12;
 
-/// Between a link's end and the question: more mostly follow.
-const LINK_PAUSE: Duration = Duration::from_millis(200);
+/// Between a link's end and the question: more mostly follow, and Podman takes a container's rules away after its link.
+const LINK_PAUSE: Duration = Duration::from_secs(2);
 
 /// How often what is gone is asked for again.
 const GONE_INTERVAL: Duration = Duration::from_secs(30);
