@@ -62,8 +62,9 @@ fn a_thousand_listeners_on_one_thread_do_not_spin_without_descriptors() {
     let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
     let open = descriptors();
     for binding in &all {
-        let mut stream = TcpStream::connect(binding.socket_addr()).unwrap();
-        assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset, "{binding}");
+        // The reset may be quicker than the client that connects.
+        let met = TcpStream::connect(binding.socket_addr()).and_then(|mut stream| stream.read(&mut [0]));
+        assert_eq!(met.unwrap_err().kind(), ErrorKind::ConnectionReset, "{binding}");
     }
     assert_eq!(descriptors(), open, "nothing is kept of a connection");
 

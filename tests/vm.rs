@@ -165,7 +165,7 @@ fn the_log_can_be_rotated(guest: &mut Machine) {
 /// Wrong settings are refused once, with a reason, and leave nothing behind which would try again.
 fn wrong_settings_fail_the_start(guest: &mut Machine) {
     for (settings, reason) in [
-        (["GUESTAGENT_DOCKER=false"], "source"),
+        (["GUESTAGENT_IPTABLES=false"], "source"),
         (["GUESTAGENT_DOCKER=perhaps"], "perhaps"),
         (["GUESTAGENT_K8S_SVC_ADDR=\"0.0.0.0; touch /run/executed\""], "touch /run/executed"),
     ] {
