@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
-use crate::port::{Binding, Bindings};
+use crate::port::{Binding, Bindings, PODMAN};
 
 /// Events that may wait in the agent's channel before a sender has to wait too.
 pub const EVENTS_MAX: usize = 1024;
@@ -50,6 +50,14 @@ pub struct Owner {
     pub source: Source,
     /// The source's own key, unique within it.
     pub key: Arc<str>,
+}
+
+impl Owner {
+    /// Whether it listens on its TCP ports itself. Podman does so once its rules are written, and the container does not
+    /// start where somebody else was faster.
+    pub fn listens(&self) -> bool {
+        self.source == Source::Nat && self.key.starts_with(PODMAN)
+    }
 }
 
 impl fmt::Display for Owner {

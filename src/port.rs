@@ -84,6 +84,9 @@ pub fn loopback_like(ip: IpAddr) -> IpAddr {
     }
 }
 
+/// How the keys of Podman's containers begin, where NAT rules tell of them.
+pub const PODMAN: &str = "podman:";
+
 /// A set of bindings, each with the port of the container or service behind it.
 ///
 /// The container port only labels the binding (it is the key in PortMapping documents): two entries

@@ -30,7 +30,7 @@ pub enum Role {
     /// such a binding only while the relay carries it, since the host could not reach it otherwise.
     Relay,
     /// Opens listeners in the guest for others to notice: takes TCP bindings that name no particular address, or a
-    /// loopback one, as they were published.
+    /// loopback one, as they were published, but for those of owners that listen themselves.
     Listener,
 }
 
@@ -57,6 +57,10 @@ pub struct SinkSettings {
 }
 
 impl SinkSettings {
+    fn is_told_of(&self, owner: &Owner) -> bool {
+        self.feeds.contains(&owner.source) && !(self.role == Role::Listener && owner.listens())
+    }
+
     /// A sink that is told of the claims of every source.
     pub fn of_all(role: Role) -> SinkSettings {
         SinkSettings { role, feeds: Source::ALL }
@@ -288,7 +292,7 @@ impl Reconciler {
             // Forwarded anyhow, so nothing is missing where a listener is.
             return;
         }
-        for (i, _) in with_role(Role::Listener).filter(|(_, sink)| sink.feeds.contains(&owner.source)) {
+        for (i, _) in with_role(Role::Listener).filter(|(_, sink)| sink.is_told_of(owner)) {
             if let Some(reason) = Role::Listener.objection(binding) {
                 let left_out = Report::LeftOut { sink: SinkId(i), owner: owner.clone(), binding, reason };
                 out.push(Command::Report(left_out));
@@ -317,7 +321,7 @@ impl Reconciler {
                 Role::Peer => (self.policy.expose(published), relayed),
                 Role::Relay | Role::Listener => (published, sink.role.objection(published).is_none()),
             };
-            match claimants.iter().find(|c| sink.feeds.contains(&c.owner.source)) {
+            match claimants.iter().find(|c| sink.is_told_of(&c.owner)) {
                 Some(c) if possible => ledger.want(exposed, published, &c.owner, c.container_port),
                 Some(_) | None => ledger.unwant(exposed, published),
             }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use support::agent::Agent;
 use support::cni::{Attachment, Cni, Port, Variant};
+use support::docker::Engine;
 use support::engine_stub::{self, EngineStub};
 use support::vm::{GUEST, Namespace, Vm};
 use support::{Process, TempDir, eventually};
@@ -202,4 +203,28 @@ fn the_rules_come_before_the_listeners() {
     engine.end(&engine_stub::id(1));
     wait_listening(&vm, &agent, &[]);
     assert_eq!(agent.stop(), Some(0));
+}
+
+/// Podman listens on its ports itself, after it has written the rules: a listener of the agent's would be in its way.
+#[test]
+#[ignore = "needs root, podman (scripts/deps.sh podman)"]
+fn podman_is_not_kept_from_its_ports() {
+    let vm = Vm::new();
+    let engine = Engine::podman(&vm.guest);
+    let agent = Agent::run(Some(&vm.guest), &["-iptables=true", "--sink", "listener:", "--sink", "stdout:"]);
+    agent.wait_log("source ready");
+    for _ in 0..3 {
+        let range = "-p 8081-8090:81-90".split(' ');
+        engine.web("web", &[&["-p", "8080:80"], &*range.collect::<Vec<_>>()].concat());
+        let own: Vec<String> = (8080..=8090).map(|port| format!("0.0.0.0:{port}")).collect();
+        wait_listening(&vm, &agent, &own.iter().map(String::as_str).collect::<Vec<_>>());
+        engine.remove("web");
+    }
+    eventually("their end", || match agent.out().matches("\"change\":\"remove\"").count() {
+        33 => Ok(()),
+        other => Err((other, agent.out())),
+    });
+    for wrong in ["conflict", "stale"] {
+        assert!(!agent.log().contains(wrong), "{}", agent.log());
+    }
 }

@@ -7,7 +7,8 @@
 mod support;
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -68,11 +69,22 @@ impl Tools {
     }
 
     fn agent(&self, vm: &Vm, args: &[&str]) -> Agent {
-        let path = format!("{}:{}", self.0.path().display(), std::env::var("PATH").unwrap());
-        let args = [&["-iptables"], args].concat();
-        let agent = Agent::run_program(AGENT.as_ref(), Some(&vm.guest), &args, &[("PATH", &path)]);
+        let agent = self.start(vm, args);
         agent.wait_log("source ready");
         agent
+    }
+
+    /// One whose tools do not all work.
+    fn agent_in_trouble(&self, vm: &Vm, args: &[&str]) -> Agent {
+        let agent = self.start(vm, args);
+        agent.wait_log("source lost");
+        agent
+    }
+
+    fn start(&self, vm: &Vm, args: &[&str]) -> Agent {
+        let path = format!("{}:{}", self.0.path().display(), std::env::var("PATH").unwrap());
+        let args = [&["-iptables"], args].concat();
+        Agent::run_program(AGENT.as_ref(), Some(&vm.guest), &args, &[("PATH", &path)])
     }
 }
 
@@ -363,6 +375,26 @@ fn cut_output_is_never_taken_for_fewer_ports() {
 
 #[test]
 #[ignore = "needs root, CNI plugins, iptables, nftables (scripts/deps.sh cni)"]
+fn a_new_owner_does_not_flap_while_a_tool_fails() {
+    let (vm, sink, tools) = (Vm::new(), Receiver::new(), Tools::new());
+    tools.script("ip6tables-nft-save", "[ ! -e $0.on ] || exit 1");
+    tools.switch("ip6tables-nft-save", true);
+    let agent = tools.agent_in_trouble(&vm, &["--sink", &sink.url()]);
+    rule(&vm, "iptables-nft", "-A", 8080, TO);
+    sink.wait_held(&["127.0.0.1:8080/tcp"]);
+    // portmap's last rule has the container's name in it.
+    let comment = ["-m", "comment", "--comment", "dnat name: \"x\" id: \"web\"", "-j", "CNI-DN-8080"];
+    guest(&vm, &[&["iptables-nft", "-t", "nat", "-A", "PREROUTING"], &comment[..]].concat());
+    rule(&vm, "iptables-nft", "-A", 8081, TO);
+    sink.wait_held(&["127.0.0.1:8080/tcp", "127.0.0.1:8081/tcp"]);
+    assert!(sink.all().iter().all(|received| !received.text.contains("\"remove\":true")), "{:?}", sink.all());
+    assert!(!agent.log().contains("source ready"), "{}", agent.log());
+    tools.switch("ip6tables-nft-save", false);
+    agent.wait_log("source ready");
+}
+
+#[test]
+#[ignore = "needs root, CNI plugins, iptables, nftables (scripts/deps.sh cni)"]
 fn a_hanging_tool_delays_no_other_and_dies_with_the_agent() {
     let (vm, sink, tools) = (Vm::new(), Receiver::new(), Tools::new());
     tools.script("iptables-nft-save", "[ ! -e $0.on ] || exec /bin/sleep 1000");
@@ -478,4 +510,59 @@ fn s20_what_comes_back_is_not_stale_any_more() {
     agent.wait_log("not stale any more owner=nat:CNI-DN-8080");
     assert_eq!(agent.log().matches("stale").count(), 2, "{}", agent.log());
     sink.wait_held(&["127.0.0.1:8080/tcp"]);
+}
+
+#[test]
+#[ignore = "needs root, CNI plugins, iptables, nftables (scripts/deps.sh cni)"]
+fn what_refuses_is_not_stale_and_no_question_gets_past_a_router() {
+    let (vm, sink) = (Vm::new(), Receiver::new());
+    let cni = Cni::new_dual(&vm.guest, Variant::Nft);
+    let web = cni.add("web", &[]);
+    run(web.command("sysctl").args(["-q", "-w", "net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0"]));
+    let rejects = [("iptables-nft", "icmp-host-prohibited"), ("ip6tables-nft", "icmp6-addr-unreachable")];
+    for ((tool, reject), ip) in rejects.into_iter().zip(&web.ips) {
+        run(web.command(tool).args(["-A", "INPUT", "-p", "tcp", "-j", "REJECT", "--reject-with", reject]));
+        let connected = vm.guest.enter(|| TcpStream::connect((*ip, 9)));
+        assert_eq!(connected.unwrap_err().kind(), ErrorKind::HostUnreachable, "as one that is gone");
+    }
+    // The host routes to a third network, on which somebody has that address and says nothing.
+    for args in
+        ["link add d0 type veth peer d1", "addr add fd00:77::1/64 dev d0 nodad", "link set d0 up", "link set d1 up"]
+    {
+        run(vm.host.command("ip").args(args.split(' ')));
+    }
+    let neighbour = "neigh add fd00:77::5 lladdr 02:00:00:00:00:05 dev d0 nud permanent";
+    run(vm.host.command("ip").args(neighbour.split(' ')));
+    run(vm.host.command("sysctl").args(["-q", "-w", "net.ipv6.conf.all.forwarding=1"]));
+    let agent = Agent::run(Some(&vm.guest), &["-iptables", "--sink", &sink.url()]);
+    rule(&vm, "iptables-nft", "-A", 8080, &format!("{}:80", web.ips[0]));
+    rule(&vm, "ip6tables-nft", "-A", 8081, &format!("[{}]:80", web.ips[1]));
+    // Time for the two to be asked.
+    agent.wait_log("[::1]:8081/tcp");
+    rule(&vm, "ip6tables-nft", "-A", 8082, "[fd00:77::5]:80");
+    agent.wait_log("stale: nothing is left of what it leads to owner=nat:CNI-DN-8082");
+    sink.wait_held(&["127.0.0.1:8080/tcp", "[::1]:8081/tcp", "[::1]:8082/tcp"]);
+    assert_eq!(agent.log().matches("stale").count(), 1, "{}", agent.log());
+}
+
+#[test]
+#[ignore = "needs root, CNI plugins, iptables, nftables (scripts/deps.sh cni)"]
+fn a_table_that_iptables_cannot_print_is_named_and_read_again_when_it_changes() {
+    let (vm, sink, tools) = (Vm::new(), Receiver::new(), Tools::new());
+    let agent = tools.agent(&vm, &["--sink", &sink.url()]);
+    rule(&vm, "iptables-nft", "-A", 8080, TO);
+    sink.wait_held(&["127.0.0.1:8080/tcp"]);
+    guest(&vm, &["nft", "add chain ip nat mine; add rule ip nat mine tcp dport 90 dnat to 10.4.0.9"]);
+    agent.wait_log("table nat is not iptables' alone");
+    let runs = || tools.runs("iptables-nft-save").len();
+    let before = runs();
+    // What fails otherwise is tried again meanwhile, after a tenth of a second.
+    tools.script("ip6tables-nft-save", "exit 1");
+    rule(&vm, "ip6tables-nft", "-A", 8081, "[fd00:143::2]:80");
+    eventually("runs", || Some(()).filter(|()| tools.runs("ip6tables-nft-save").len() > 4).ok_or("not yet"));
+    assert_eq!(runs(), before, "it would be the same");
+    sink.wait_held(&["127.0.0.1:8080/tcp"]);
+    guest(&vm, &["nft", "flush chain ip nat mine; delete chain ip nat mine"]);
+    rule(&vm, "iptables-nft", "-A", 8082, TO);
+    sink.wait_held(&["127.0.0.1:8080/tcp", "127.0.0.1:8082/tcp"]);
 }

@@ -15,7 +15,13 @@ use crate::cidr::Cidr;
 use crate::port::Protocol;
 
 /// How the chains begin whose rules lead to containers.
-const CHAINS: &[&str] = &["CNI-DN-", "NETAVARK-DN-"];
+const CHAINS: &[&str] = &["CNI-DN-", NETAVARK];
+
+/// How those of Podman's netavark begin.
+const NETAVARK: &str = "NETAVARK-DN-";
+
+/// What iptables-nft prints in place of a table in which it finds anything that it would not have made itself.
+const FOREIGN: &[u8] = b"# Table `nat' is incompatible";
 
 /// What the rules of the table publish.
 pub fn save(output: &[u8]) -> Result<View, ParseError> {
@@ -47,6 +53,9 @@ pub fn save(output: &[u8]) -> Result<View, ParseError> {
             _ => return Err(ParseError::Missing("rule, chain or COMMIT")),
         }
     }
+    if output.starts_with(FOREIGN) {
+        return Err(ParseError::Foreign("nat"));
+    }
     if table.is_some() || !complete {
         return Err(ParseError::Missing("complete table nat"));
     }
@@ -54,7 +63,10 @@ pub fn save(output: &[u8]) -> Result<View, ParseError> {
     for words in &rules {
         let [_, chain, options @ ..] = words.as_slice() else { continue };
         match rule(names.get(chain).unwrap_or(chain), options) {
-            Ok(Some(rule)) => builder.add(&rule, || words.join(" "))?,
+            Ok(Some(rule)) => {
+                let rule = Rule { podman: chain.starts_with(NETAVARK), ..rule };
+                builder.add(&rule, || words.join(" "))?;
+            }
             Ok(None) => {}
             Err(reason) => builder.view.leave_out(reason, &words.join(" ")),
         }
@@ -93,6 +105,7 @@ fn rule<'a>(name: &'a str, options: &[String]) -> Result<Option<Rule<'a>>, &'sta
     }
     let rule = Rule {
         name,
+        podman: false,
         protocol: fields.protocol.ok_or("it has no protocol")?,
         host_ip: fields.host_ip,
         ports: fields.ports.ok_or("it has no port")?,

@@ -32,6 +32,8 @@ pub enum ParseError {
         /// The limit.
         max: usize,
     },
+    /// iptables cannot print that table: it holds rules, sets or chains of nft's own.
+    Foreign(&'static str),
 }
 
 impl fmt::Display for ParseError {
@@ -41,6 +43,12 @@ impl fmt::Display for ParseError {
             ParseError::Field { path, expected } => write!(f, "field {path}: expected {expected}"),
             ParseError::Missing(what) => write!(f, "no {what} where it should be"),
             ParseError::TooMany { what, max } => write!(f, "more than {max} {what}"),
+            ParseError::Foreign(table) => {
+                write!(
+                    f,
+                    "table {table} is not iptables' alone: move what nft has put there to a table of another name"
+                )
+            }
         }
     }
 }

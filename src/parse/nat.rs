@@ -9,7 +9,7 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use super::ParseError;
-use crate::port::{Binding, Bindings, Protocol};
+use crate::port::{Binding, Bindings, PODMAN, Protocol};
 
 /// Bindings in one view; more are an error.
 pub const BINDINGS_MAX: usize = 65_536;
@@ -108,6 +108,8 @@ pub(super) struct Destination {
 pub(super) struct Rule<'a> {
     /// The container's id, or the chain.
     pub name: &'a str,
+    /// Podman wrote it.
+    pub podman: bool,
     pub protocol: Protocol,
     /// None: every address of the machine.
     pub host_ip: Option<IpAddr>,
@@ -132,7 +134,8 @@ impl Builder {
         }
         match bindings(rule) {
             Ok(bindings) => {
-                let key: Arc<str> = format!("{} {}", printable(rule.name), rule.to.address).into();
+                let prefix = if rule.podman { PODMAN } else { "" };
+                let key: Arc<str> = format!("{prefix}{} {}", printable(rule.name), rule.to.address).into();
                 let target = Target { address: rule.to.address, bindings: Bindings::new() };
                 self.view.targets.entry(key).or_insert(target).bindings.extend(bindings);
             }

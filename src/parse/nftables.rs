@@ -67,7 +67,7 @@ fn rule<'a>(name: &'a str, statements: &[Value]) -> Result<Option<Rule<'a>>, &'s
         }
     }
     let (protocol, ports) = ports.ok_or("it has no port")?;
-    Ok(Some(Rule { name, protocol, host_ip, ports, to: to.ok_or("it leads nowhere")? }))
+    Ok(Some(Rule { name, podman: false, protocol, host_ip, ports, to: to.ok_or("it leads nowhere")? }))
 }
 
 /// The one key of an object with its value.

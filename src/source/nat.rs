@@ -119,7 +119,8 @@ struct Session<'a> {
     nat: &'a mut Nat,
     context: &'a Context,
     readers: Vec<Reader>,
-    tables: Changes,
+    /// None: the kernel cannot tell, as it has no nftables.
+    tables: Option<Changes>,
     links: Changes,
     /// The lists that tell which of the older kinds are in use.
     names: Vec<(Kind, Names)>,
@@ -143,12 +144,17 @@ impl<'a> Session<'a> {
     fn start(nat: &'a mut Nat, context: &'a Context) -> Result<Session<'a>, NatError> {
         let now = Instant::now();
         // Before the first read, so that nothing falls between.
-        let tables = Changes::of_tables().map_err(watching("changes of nftables"))?;
+        let tables = match Changes::of_tables() {
+            Ok(tables) => Some(tables),
+            // The smallest kernels have no netlink of their packet filter at all.
+            Err(Errno::EPROTONOSUPPORT) => None,
+            Err(errno) => return Err(watching("changes of nftables")(errno)),
+        };
         let links = Changes::of_links().map_err(watching("links"))?;
         let probes = Probes::new().map_err(watching("connections"))?;
         let interval = |kind: Kind| if kind.names_file().is_some() { nat.interval } else { Duration::ZERO };
         let mut readers = Vec::from(Kind::ALL.map(|kind| Reader::new(kind, interval(kind))));
-        let has_nftables = Changes::has_nftables().map_err(watching("nftables"))?;
+        let has_nftables = tables.is_some() && Changes::has_nftables().map_err(watching("nftables"))?;
         if !has_nftables {
             log::info!("this kernel has no nftables; only rules of iptables-legacy are read");
         }
@@ -200,7 +206,8 @@ impl<'a> Session<'a> {
             }
             let deadlines = self.readers.iter().filter_map(|reader| reader.deadline(now)).chain(self.probes.deadline());
             let deadline = deadlines.chain([self.next_look, self.next_safety]).min();
-            let mut fds: Vec<BorrowedFd<'_>> = vec![self.tables.as_fd(), self.links.as_fd(), self.probes.as_fd()];
+            let mut fds: Vec<BorrowedFd<'_>> = vec![self.links.as_fd(), self.probes.as_fd()];
+            fds.extend(self.tables.iter().map(AsFd::as_fd));
             fds.extend(self.lock.fd());
             fds.extend(self.readers.iter().flat_map(Reader::fds));
             if !self.context.stop.wait_readable(&fds, deadline) {
@@ -213,12 +220,14 @@ impl<'a> Session<'a> {
     fn hear(&mut self, now: Instant) -> Result<(), NatError> {
         let mut changed: Vec<Kind> = Vec::new();
         let mut all = false;
-        let heard = self.tables.drain(|message| {
-            let found = |family, name: &[u8]| {
-                let kind = Kind::of_table(family, name).filter(|kind| !changed.contains(kind));
-                changed.extend(kind);
-            };
-            all |= message.is_none_or(|message| tables(message, found).is_err());
+        let heard = self.tables.iter_mut().try_for_each(|changes| {
+            changes.drain(|message| {
+                let found = |family, name: &[u8]| {
+                    let kind = Kind::of_table(family, name).filter(|kind| !changed.contains(kind));
+                    changed.extend(kind);
+                };
+                all |= message.is_none_or(|message| tables(message, found).is_err());
+            })
         });
         heard.map_err(watching("changes of nftables"))?;
         for reader in &mut self.readers {
@@ -308,12 +317,13 @@ impl<'a> Session<'a> {
                 if changed {
                     self.context.send(Event::SourceTroubled { source: Source::Nat, reason: reason.clone() });
                 }
-                // Not a snapshot: what only a reader that fails would see is to stay.
-                for key in self.sent.keys().filter(|key| !claims.contains_key(*key)) {
-                    self.claim(key, Bindings::new());
-                }
+                // Not a snapshot: what only a reader that fails would see is to stay. What an owner takes over from
+                // another one is claimed before that lets go of it, or else it would be withdrawn in between.
                 for (key, bindings) in claims.iter().filter(|(key, bindings)| self.sent.get(*key) != Some(bindings)) {
                     self.claim(key, bindings.clone());
+                }
+                for key in self.sent.keys().filter(|key| !claims.contains_key(*key)) {
+                    self.claim(key, Bindings::new());
                 }
             }
         }

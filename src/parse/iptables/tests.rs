@@ -65,11 +65,11 @@ fn netavarks_rules_and_ipv6() {
         -A NETAVARK-DN-1D87 -d ::1/128 -p tcp -m tcp --dport 8080 -j DNAT --to-destination [fd00::5]:80\n\
         -A NETAVARK-DN-1D87 -p tcp -m tcp --dport 8081 -j DNAT --to-destination fd00::5";
     let expect = [
-        "1f2e 10.88.0.2: 0.0.0.0:8060/tcp->80",
-        "1f2e 10.88.0.2: 0.0.0.0:8061/tcp->81",
-        "1f2e 10.88.0.2: 0.0.0.0:8062/tcp->82",
-        "1f2e fd00::5: [::]:8081/tcp->8081",
-        "1f2e fd00::5: [::1]:8080/tcp->80",
+        "podman:1f2e 10.88.0.2: 0.0.0.0:8060/tcp->80",
+        "podman:1f2e 10.88.0.2: 0.0.0.0:8061/tcp->81",
+        "podman:1f2e 10.88.0.2: 0.0.0.0:8062/tcp->82",
+        "podman:1f2e fd00::5: [::]:8081/tcp->8081",
+        "podman:1f2e fd00::5: [::1]:8080/tcp->80",
     ];
     assert_eq!(read(rules), (expect.map(str::to_owned).to_vec(), 0));
 }
@@ -85,7 +85,8 @@ fn cut_anywhere_it_is_an_error_or_the_same() {
         }
     }
     assert_eq!(save(b"").unwrap(), View::default());
-    for bad in ["# Table `nat' is incompatible, use 'nft' tool.\n", "*nat\n*nat\nCOMMIT\n", "COMMIT\n", "*nat\nhello\n"]
+    for bad in
+        ["# Table `other' is incompatible, use 'nft' tool.\n", "*nat\n*nat\nCOMMIT\n", "COMMIT\n", "*nat\nhello\n"]
     {
         assert!(save(bad.as_bytes()).is_err(), "{bad}");
     }

@@ -38,7 +38,7 @@ impl Pace {
         self.changed = None;
     }
 
-    /// It succeeded; the next one is to begin no earlier than that.
+    /// It has told all there is; the next one is to begin no earlier than that.
     pub fn succeeded(&mut self, not_before: Instant) {
         self.failures = 0;
         self.not_before = Some(not_before);

@@ -2,21 +2,26 @@
 //!
 //! Asks by a TCP connection to port 9 (discard) of the address: one packet that a living address answers, mostly with a
 //! refusal, and for which the kernel says that there is no such host (or no way to it) when it is gone. Anything else,
-//! silence too, is no proof. An address is asked when it is new, when some link has gone, and from time to time while it
+//! silence too, is no proof; nor are the same words from a firewall. An address is asked when it is new, when some link has gone, and from time to time while it
 //! is gone. Silence is asked again for two minutes, since the kernel goes on believing in a neighbour for up to 45 s: that is
 //! how long it takes at most, and some seconds more, until what was there a moment ago is known to be gone.
-//! Nothing is ever sent over such a connection, and only what is directly connected is asked (over IPv4; IPv6 has no such
-//! option).
+//! Nothing is ever sent over such a connection, and only what is directly connected is asked: over IPv6, which has no such
+//! option, by a hop limit that no router passes on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use nix::cmsg_space;
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::socket::sockopt::{DontRoute, SocketError};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, getsockopt, setsockopt, socket};
+use nix::sys::socket::sockopt::{DontRoute, Ipv4RecvErr, Ipv6RecvErr, Ipv6Ttl, SocketError};
+use nix::sys::socket::{
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, getsockopt, recvmsg,
+    setsockopt, socket,
+};
 
 /// The port asked.
 const PORT: u16 = 9;
@@ -31,11 +36,14 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
 const SILENCE_PAUSE: Duration = Duration::from_secs(5);
 const SILENCES_MAX: u8 = 12;
 
-/// Between a link's end and the question: more mostly follow.
-const LINK_PAUSE: Duration = Duration::from_millis(200);
+/// Between a link's end and the question: more mostly follow, and Podman takes a container's rules away after its link.
+const LINK_PAUSE: Duration = Duration::from_secs(2);
 
 /// How often what is gone is asked for again.
 const GONE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Codes of ICMP's "destination unreachable" that only firewalls use.
+const ICMP_PROHIBITED: [u8; 3] = [9, 10, 13];
 
 /// What is known of one address.
 #[derive(Debug)]
@@ -94,6 +102,7 @@ impl Probes {
         for event in events.iter().take(ready) {
             if let Some((address, socket, _)) = self.open.remove(&event.data()) {
                 let verdict = match getsockopt(&socket, SocketError).map(Errno::from_raw) {
+                    Ok(_) | Err(_) if is_refusal(&socket, address) => Verdict::There,
                     Ok(errno) | Err(errno) => verdict(errno),
                 };
                 changed |= self.note(address, verdict, now);
@@ -122,7 +131,13 @@ impl Probes {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(family, SockType::Stream, flags, None)?;
         // To a neighbour or nowhere: with its bridge gone, the question must not leave by the default route.
-        setsockopt(&socket, DontRoute, &true)?;
+        if address.is_ipv4() {
+            setsockopt(&socket, DontRoute, &true)?;
+            setsockopt(&socket, Ipv4RecvErr, &true)?;
+        } else {
+            setsockopt(&socket, Ipv6Ttl, &1)?;
+            setsockopt(&socket, Ipv6RecvErr, &true)?;
+        }
         match connect(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(address, PORT))) {
             Err(Errno::EINPROGRESS) => {}
             done => return done.and(Err(Errno::EISCONN)),
@@ -167,6 +182,28 @@ fn verdict(errno: Errno) -> Verdict {
         Errno::EHOSTUNREACH | Errno::ENETUNREACH => Verdict::Gone,
         _ => Verdict::There,
     }
+}
+
+/// Whether the error that a socket got, if it is known where it came from (Linux 5.8), is the address's own word or that
+/// of a firewall: `REJECT --reject-with icmp-host-prohibited` looks like a host that is not there.
+fn is_refusal(socket: &OwnedFd, address: IpAddr) -> bool {
+    let mut control = cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
+    let flags = MsgFlags::MSG_ERRQUEUE;
+    let Ok(message) = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut [], Some(&mut control), flags) else {
+        return false;
+    };
+    message.cmsgs().is_ok_and(|mut errors| {
+        errors.any(|error| match error {
+            ControlMessageOwned::Ipv4RecvErr(error, from) => {
+                let from = from.map(|from| IpAddr::from(from.sin_addr.s_addr.to_ne_bytes()));
+                from == Some(address) || ICMP_PROHIBITED.contains(&error.ee_code)
+            }
+            ControlMessageOwned::Ipv6RecvErr(_, from) => {
+                from.map(|from| IpAddr::from(from.sin6_addr.s6_addr)) == Some(address)
+            }
+            _ => false,
+        })
+    })
 }
 
 impl AsFd for Probes {

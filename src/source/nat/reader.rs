@@ -1,6 +1,7 @@
 //! The readers: each is one tool that prints rules of one kind, with what it printed last.
 //!
-//! A read that fails, or of which a part is missing, leaves the last view as it was, and is tried again.
+//! A read that fails, or of which a part is missing, leaves the last view as it was, and is tried again: at once where
+//! that may help, else when the rules change.
 
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
@@ -90,7 +91,10 @@ impl Kind {
     }
 
     fn view(self, results: Vec<Result<Vec<u8>, ToolError>>) -> Result<View, Failure> {
-        let failed = |error: ParseError| Failure::lasting(format!("what {} printed: {error}", self.program()));
+        let failed = |error: ParseError| {
+            let settled = matches!(error, ParseError::Foreign(_) | ParseError::TooMany { .. });
+            Failure { settled, ..Failure::lasting(format!("what {} printed: {error}", self.program())) }
+        };
         let mut results = results.into_iter();
         let mut next = || results.next().unwrap_or(Err(ToolError::Stopped));
         let first = next()?;
@@ -114,19 +118,21 @@ struct Failure {
     reason: String,
     /// It may well pass by itself.
     passing: bool,
+    /// It is the rules' doing, and will be the same until they change.
+    settled: bool,
 }
 
 impl Failure {
     /// One that people have to know of at once.
     fn lasting(reason: String) -> Failure {
-        Failure { reason, passing: false }
+        Failure { reason, passing: false, settled: false }
     }
 }
 
 impl From<ToolError> for Failure {
     fn from(error: ToolError) -> Failure {
         let passing = matches!(error, ToolError::Failed { code: Some(BUSY), .. } | ToolError::TimedOut { .. });
-        Failure { reason: error.to_string(), passing }
+        Failure { reason: error.to_string(), passing, settled: false }
     }
 }
 
@@ -197,13 +203,18 @@ impl Reader {
             self.running = Some((runs, begun));
             return false;
         }
+        // Reading takes half of the time at most, however long it takes.
+        let took = now.saturating_duration_since(begun);
+        let next = (begun + self.interval).max(now + took);
         match self.kind.view(runs.results()) {
             Ok(view) => {
                 self.view = Some(view);
                 self.failure = None;
-                // Reading takes half of the time at most, however long it takes.
-                let took = now.saturating_duration_since(begun);
-                self.pace.succeeded((begun + self.interval).max(now + took));
+                self.pace.succeeded(next);
+            }
+            Err(failure) if failure.settled => {
+                self.note(failure, now);
+                self.pace.succeeded(next);
             }
             Err(failure) => self.fail(failure, now),
         }
@@ -211,11 +222,15 @@ impl Reader {
     }
 
     fn fail(&mut self, failure: Failure, now: Instant) {
+        self.note(failure, now);
+        self.pace.failed(now);
+    }
+
+    fn note(&mut self, failure: Failure, now: Instant) {
         self.wanted = true;
         log::debug!("nat: read failed reader={:?} reason={:?}", self.kind, failure.reason);
         let since = self.failure.as_ref().map_or(now, |(_, since)| *since);
         self.failure = Some((failure, since));
-        self.pace.failed(now);
     }
 
     /// What people have to know of.
