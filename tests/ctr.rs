@@ -137,7 +137,7 @@ fn write_script(dir: &TempDir, script: &[(&str, &str)]) {
         own.or_else(|| of(&ANSWERS)).unwrap()
     };
     let text = format!(
-        "#!/bin/sh\nD={}\nshift 2\necho \"$@\" >>$D/runs\n[ \"$1\" != -n ] || shift 2\ncase \"$1 $2\" in\n\
+        "#!/bin/sh\nD={}\nshift 2\nprintf '%s\\n' \"$*\" >>$D/runs\n[ \"$1\" != -n ] || shift 2\ncase \"$1 $2\" in\n\
          'events ') echo $$ >$D/pid; {} ;;\n'namespaces ls') {} ;;\n'tasks ls') {} ;;\n'containers ls') {} ;;\n\
          'containers info') {} ;;\n*) exit 9 ;;\nesac\n",
         dir.path().display(),
@@ -288,6 +288,27 @@ fn a_flood_of_events_keeps_it_busy_and_no_more() {
     world.wait_held(&[8080]);
     world.agent.wait_log("source ready");
     assert!(status_kb(world.agent.pid(), "VmHWM:") < 30_000);
+    world.end();
+}
+
+#[test]
+fn complaints_without_end_end_it() {
+    let world = World::new(&[("events", "yes 'something is wrong' >&2; exit")]);
+    world.agent.wait_log("ctr events complains without end: something is wrong\"");
+    world.assert_backs_off();
+    world.end();
+}
+
+#[test]
+fn events_without_end_do_not_put_the_listing_off() {
+    let start = r#"'2026-11-21 00:29:10.4 +0000 UTC n /tasks/start {"container_id":"x%d","pid":1}\n'"#;
+    let flood = format!("i=0; while [ $i -lt 5000 ]; do i=$((i + 1)); printf {start} $i; done; exec sleep 1000");
+    // By the time that there is something to list, thousands wait to be looked up.
+    let world = World::new(&[("events", &flood), ("namespaces", "sleep 0.5; cat $D/namespaces")]);
+    world.wait_held(&[8080]);
+    world.agent.wait_log("source ready");
+    let looked_up = world.runs("info x");
+    assert!(looked_up < 1000, "{looked_up} look-ups of events came first");
     world.end();
 }
 

@@ -43,6 +43,8 @@ pub struct Child {
     stderr: Option<ChildStderr>,
     command: String,
     message: Vec<u8>,
+    /// Bytes on standard error so far.
+    said: usize,
     /// Its process id, and its group's, may be another's by now.
     reaped: bool,
 }
@@ -67,7 +69,8 @@ impl Child {
                 .stderr(Stdio::piped())
                 .spawn()?;
             let (stdout, stderr) = (process.stdout.take(), process.stderr.take());
-            let child = Child { process, stdout, stderr, command: shown.clone(), message: Vec::new(), reaped: false };
+            let child =
+                Child { process, stdout, stderr, command: shown.clone(), message: Vec::new(), said: 0, reaped: false };
             for fd in child.fds() {
                 fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
             }
@@ -87,13 +90,16 @@ impl Child {
         stdout.chain(self.stderr.iter().map(AsFd::as_fd))
     }
 
-    /// Takes what it has said on standard error, and keeps the beginning: a full pipe would make it wait.
-    pub fn drain_stderr(&mut self) {
-        let Child { stderr, message, .. } = self;
+    /// Takes what it has said on standard error, and keeps the beginning: a full pipe would make it wait. Returns how many
+    /// bytes that were so far.
+    pub fn drain_stderr(&mut self) -> usize {
+        let Child { stderr, message, said, .. } = self;
         drain(stderr, |bytes| {
             let room = MESSAGE_BYTES_MAX - message.len();
             message.extend(bytes.iter().take(room));
+            *said = said.saturating_add(bytes.len());
         });
+        *said
     }
 
     /// The beginning of what it has said on standard error.

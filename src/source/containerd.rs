@@ -37,7 +37,10 @@ use crate::supervisor::Context;
 pub const LOOK_UPS_MAX: usize = 4;
 
 /// Bounds of each of them. 16,000 tasks make 1.5 MB of list.
-const LOOK_UP_LIMITS: Limits = Limits { timeout: Duration::from_secs(10), output_bytes_max: 4 << 20 };
+const LOOK_UP_LIMITS: Limits = Limits { timeout: Duration::from_secs(5), output_bytes_max: 4 << 20 };
+
+/// Bytes that `ctr events` may say on standard error. It says nothing there but why it ends.
+const STDERR_BYTES_MAX: usize = 1 << 20;
 
 /// The longest that a line of `ctr events` may take from its first byte to its last.
 const LINE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -151,7 +154,11 @@ impl Session<'_> {
         let stdout = events.take_stdout().ok_or(ContainerdError::Events("has no output".into()))?;
         let mut lines = Lines::new(stdout);
         loop {
-            events.drain_stderr();
+            if events.drain_stderr() > STDERR_BYTES_MAX {
+                let message = events.message();
+                let first = message.lines().next().unwrap_or_default();
+                return Err(ContainerdError::Events(format!("complains without end: {first}")));
+            }
             let turn = self.read_events(&mut lines)?;
             if let Turn::Ended = turn {
                 return Err(events.outcome().into());
@@ -323,27 +330,41 @@ impl Session<'_> {
         }
     }
 
-    /// Starts as many runs of `ctr` as may be: for events first, then for the listing, then for what it has found.
+    /// Starts as many runs of `ctr` as may be.
     fn ask(&mut self) -> Result<(), ContainerdError> {
         while self.running.len() < LOOK_UPS_MAX {
-            let look_up = |(ticket, container)| Ask::Info(ticket, container);
-            let urgent = self.tasks.next_look_up(Urgency::Event).map(look_up);
-            let list = || match &mut self.listing {
-                Listing::Reading(asks) => asks.pop_front(),
-                Listing::Over | Listing::LookingUp => None,
-            };
-            let found = || {
-                let tasks = &mut self.tasks;
-                tasks.next_look_up(Urgency::Listing).or_else(|| tasks.next_look_up(Urgency::Refresh)).map(look_up)
-            };
-            let next = urgent.or_else(list).or_else(found);
-            let Some(ask) = next else { break };
+            let Some(ask) = self.next_ask() else { break };
             match Run::start(&self.tool, &ask.args(self.socket), LOOK_UP_LIMITS) {
                 Ok(run) => self.running.push((ask, run)),
                 Err(error) => self.take_answer(ask, Err(error))?,
             }
         }
         Ok(())
+    }
+
+    /// For events first, then for the listing. The last place is the listing's, or events that never end would put it off
+    /// for ever.
+    fn next_ask(&mut self) -> Option<Ask> {
+        let is_last = self.running.len() + 1 == LOOK_UPS_MAX;
+        let order: [fn(&mut Self) -> Option<Ask>; 2] =
+            if is_last { [Self::next_listed, Self::next_urgent] } else { [Self::next_urgent, Self::next_listed] };
+        order.into_iter().find_map(|next| next(self))
+    }
+
+    fn next_urgent(&mut self) -> Option<Ask> {
+        self.look_up(Urgency::Event)
+    }
+
+    fn next_listed(&mut self) -> Option<Ask> {
+        let next = match &mut self.listing {
+            Listing::Reading(asks) => asks.pop_front(),
+            Listing::Over | Listing::LookingUp => None,
+        };
+        next.or_else(|| self.look_up(Urgency::Listing)).or_else(|| self.look_up(Urgency::Refresh))
+    }
+
+    fn look_up(&mut self, urgency: Urgency) -> Option<Ask> {
+        self.tasks.next_look_up(urgency).map(|(ticket, container)| Ask::Info(ticket, container))
     }
 
     fn tell(&self, News { claim, skipped }: News) {

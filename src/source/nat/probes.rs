@@ -2,9 +2,10 @@
 //!
 //! Asks by a TCP connection to port 9 (discard) of the address: one packet that a living address answers, mostly with a
 //! refusal, and for which the kernel says that there is no such host (or no way to it) when it is gone. Anything else,
-//! silence too, is no proof; nor are the same words from a firewall. An address is asked when it is new, when some link has gone, and from time to time while it
-//! is gone. Silence is asked again for two minutes, since the kernel goes on believing in a neighbour for up to 45 s: that is
-//! how long it takes at most, and some seconds more, until what was there a moment ago is known to be gone.
+//! silence too, is no proof; nor are the same words from a firewall. An address is asked when it is new, when some link
+//! has gone, and from time to time while it is gone. Silence is asked again for two minutes, since the kernel goes on
+//! believing in a neighbour for up to 45 s: that is how long it takes at most, and some seconds more, until what was there
+//! a moment ago is known to be gone.
 //! Nothing is ever sent over such a connection, and only what is directly connected is asked: over IPv6, which has no such
 //! option, by a hop limit that no router passes on.
 
