@@ -20,7 +20,7 @@ use nix::sys::prctl;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, getppid};
 
-pub use self::run::{Limits, Run, Runs, run, run_all};
+pub use self::run::{Limits, Run, Runs};
 pub use self::tool::{Privileges, Tool, ToolError};
 use crate::privileges;
 

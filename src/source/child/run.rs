@@ -5,7 +5,6 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use super::{Child, END_INTERVAL, Tool, ToolError, drain};
-use crate::stop::Stop;
 
 /// Bounds of a run.
 #[derive(Debug, Clone, Copy)]
@@ -110,25 +109,4 @@ impl Runs {
         let result = |slot| if let Slot::Over(result) = slot { result } else { Err(ToolError::Stopped) };
         self.0.into_iter().map(result).collect()
     }
-}
-
-/// Runs programs side by side until all have ended.
-pub fn run_all(runs: Vec<Result<Run, ToolError>>, stop: &Stop) -> Vec<Result<Vec<u8>, ToolError>> {
-    let mut runs = Runs::new(runs);
-    loop {
-        let now = Instant::now();
-        runs.advance(now);
-        let Some(deadline) = runs.deadline(now) else { break };
-        let fds: Vec<BorrowedFd<'_>> = runs.fds().collect();
-        if !stop.wait_readable(&fds, Some(deadline)) {
-            break;
-        }
-    }
-    runs.results()
-}
-
-/// Runs one program to its end.
-pub fn run(tool: &Tool, args: &[&str], limits: Limits, stop: &Stop) -> Result<Vec<u8>, ToolError> {
-    let mut results = run_all(vec![Run::start(tool, args, limits)], stop);
-    results.pop().unwrap_or(Err(ToolError::Stopped))
 }

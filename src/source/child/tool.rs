@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use caps::Capability;
 
@@ -62,11 +62,6 @@ impl Tool {
     /// With another program than this one as what starts it: where this one is a test.
     pub fn launched_by(self, launcher: PathBuf) -> Tool {
         Tool { launcher, ..self }
-    }
-
-    /// Where it is.
-    pub fn program(&self) -> &Path {
-        &self.program
     }
 
     /// For messages: `ctr tasks ls`.
