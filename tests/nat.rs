@@ -554,6 +554,8 @@ fn a_table_that_iptables_cannot_print_is_named_and_read_again_when_it_changes() 
     sink.wait_held(&["127.0.0.1:8080/tcp"]);
     guest(&vm, &["nft", "add chain ip nat mine; add rule ip nat mine tcp dport 90 dnat to 10.4.0.9"]);
     agent.wait_log("table nat is not iptables' alone");
+    // The kernel tells of one change in several messages, which may come while it is read already.
+    wait_looks(&agent, 4);
     let runs = || tools.runs("iptables-nft-save").len();
     let before = runs();
     // What fails otherwise is tried again meanwhile, after a tenth of a second.
