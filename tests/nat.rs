@@ -270,7 +270,9 @@ fn s15_nothing_to_do_starts_no_child() {
     assert_eq!(count(), before, "{}", agent.log());
     rule(&vm, "iptables-nft", "-D", 8080, TO);
     sink.wait_held(&["127.0.0.1:8081/tcp"]);
-    assert_eq!(count(), [before[0] + 1, before[1], before[2]], "{}", agent.log());
+    let after = count();
+    assert!(after[0] > before[0], "{}", agent.log());
+    assert_eq!(after[1..], before[1..], "the readers of other rules have no reason to read: {}", agent.log());
 }
 
 #[test]
