@@ -1,7 +1,7 @@
 //! Measures what the README claims, and prints it as a table next to the limits that this project has set itself.
 //!
 //! ```text
-//! cargo bench --bench claims                          everything: about five minutes, as root, docker and socat installed
+//! cargo bench --bench claims                          everything: about seven minutes, as root, docker and socat installed
 //! cargo bench --bench claims -- relay size            only these groups
 //! cargo bench --bench claims -- --update README.md    and puts the table between the markers in that file
 //! ```
@@ -106,7 +106,7 @@ fn read(args: Vec<String>) -> Result<Wish, String> {
         if !wish.groups.is_empty() {
             return Err("--update takes the whole table: name no groups".into());
         }
-        // Before five minutes are spent on it.
+        // Before minutes are spent on it.
         updated(file, "")?;
     }
     Ok(wish)
