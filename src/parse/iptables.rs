@@ -62,11 +62,8 @@ pub fn save(output: &[u8]) -> Result<View, ParseError> {
     let mut builder = Builder::default();
     for words in &rules {
         let [_, chain, options @ ..] = words.as_slice() else { continue };
-        match rule(names.get(chain).unwrap_or(chain), options) {
-            Ok(Some(rule)) => {
-                let rule = Rule { podman: chain.starts_with(NETAVARK), ..rule };
-                builder.add(&rule, || words.join(" "))?;
-            }
+        match rule(chain, names.get(chain).unwrap_or(chain), options) {
+            Ok(Some(rule)) => builder.add(&rule, || words.join(" "))?,
             Ok(None) => {}
             Err(reason) => builder.view.leave_out(reason, &words.join(" ")),
         }
@@ -89,7 +86,7 @@ fn named_chain(words: &[String]) -> Option<(&str, &str)> {
 }
 
 /// `None`: it changes no destination. An error: it does, and says more than is understood.
-fn rule<'a>(name: &'a str, options: &[String]) -> Result<Option<Rule<'a>>, &'static str> {
+fn rule<'a>(chain: &str, name: &'a str, options: &[String]) -> Result<Option<Rule<'a>>, &'static str> {
     if !options.windows(2).any(|pair| matches!(pair, [option, target] if option == "-j" && target == "DNAT")) {
         return Ok(None);
     }
@@ -105,7 +102,7 @@ fn rule<'a>(name: &'a str, options: &[String]) -> Result<Option<Rule<'a>>, &'sta
     }
     let rule = Rule {
         name,
-        podman: false,
+        podman: chain.starts_with(NETAVARK),
         protocol: fields.protocol.ok_or("it has no protocol")?,
         host_ip: fields.host_ip,
         ports: fields.ports.ok_or("it has no port")?,

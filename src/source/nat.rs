@@ -34,7 +34,6 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use self::lock::Lock;
-use self::names::Names;
 use self::netlink::Changes;
 use self::probes::Probes;
 use self::reader::{Kind, Reader};
@@ -122,8 +121,6 @@ struct Session<'a> {
     /// None: the kernel cannot tell, as it has no nftables.
     tables: Option<Changes>,
     links: Changes,
-    /// The lists that tell which of the older kinds are in use.
-    names: Vec<(Kind, Names)>,
     lock: Lock,
     probes: Probes,
     /// When to look at the lists of tables again, and when to read everything.
@@ -162,7 +159,7 @@ impl<'a> Session<'a> {
         for reader in &mut readers {
             let installed = reader.kind.tool().is_ok();
             any |= installed;
-            if installed && has_nftables && reader.kind.names_file().is_none() {
+            if installed && has_nftables && reader.names.is_none() {
                 reader.change(now);
             }
         }
@@ -175,7 +172,6 @@ impl<'a> Session<'a> {
             readers,
             tables,
             links,
-            names: Kind::ALL.into_iter().filter_map(|kind| Some((kind, Names::new(kind.names_file()?)))).collect(),
             lock: Lock::new(),
             probes,
             next_look: now,
@@ -232,7 +228,7 @@ impl<'a> Session<'a> {
         heard.map_err(watching("changes of nftables"))?;
         for reader in &mut self.readers {
             // Lost messages are about what can be read; a named table is there even if nothing can read it.
-            let lost = all && reader.is_wanted() && reader.kind.names_file().is_none();
+            let lost = all && reader.is_wanted() && reader.names.is_none();
             if lost || changed.contains(&reader.kind) {
                 reader.change(now);
             }
@@ -264,9 +260,9 @@ impl<'a> Session<'a> {
             return Ok(false);
         }
         let mut forgotten = false;
-        for (kind, names) in &mut self.names {
+        for reader in &mut self.readers {
+            let Some(names) = &mut reader.names else { continue };
             let listed = names.have_nat().map_err(|error| NatError::List { file: names.path(), error })?;
-            let Some(reader) = self.readers.iter_mut().find(|reader| reader.kind == *kind) else { continue };
             if !listed {
                 forgotten |= reader.forget();
             } else if used || !reader.is_wanted() {

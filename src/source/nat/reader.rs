@@ -6,6 +6,7 @@
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
+use super::names::Names;
 use super::pace::Pace;
 use crate::parse::nat::View;
 use crate::parse::{ParseError, iptables, netlink, nftables};
@@ -93,7 +94,8 @@ impl Kind {
     fn view(self, results: Vec<Result<Vec<u8>, ToolError>>) -> Result<View, Failure> {
         let failed = |error: ParseError| {
             let settled = matches!(error, ParseError::Foreign(_) | ParseError::TooMany { .. });
-            Failure { settled, ..Failure::lasting(format!("what {} printed: {error}", self.program())) }
+            let outlook = if settled { Outlook::Settled } else { Outlook::Lasting };
+            Failure { reason: format!("what {} printed: {error}", self.program()), outlook }
         };
         let mut results = results.into_iter();
         let mut next = || results.next().unwrap_or(Err(ToolError::Stopped));
@@ -112,27 +114,29 @@ impl Kind {
     }
 }
 
+/// What a failed read can hope for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outlook {
+    /// It may well pass by itself; people hear of it when it does not.
+    Passing,
+    /// People have to know of it at once. It is tried again.
+    Lasting,
+    /// It is the rules' doing, and will be the same until they change.
+    Settled,
+}
+
 /// Why a read failed.
 #[derive(Debug)]
 struct Failure {
     reason: String,
-    /// It may well pass by itself.
-    passing: bool,
-    /// It is the rules' doing, and will be the same until they change.
-    settled: bool,
-}
-
-impl Failure {
-    /// One that people have to know of at once.
-    fn lasting(reason: String) -> Failure {
-        Failure { reason, passing: false, settled: false }
-    }
+    outlook: Outlook,
 }
 
 impl From<ToolError> for Failure {
     fn from(error: ToolError) -> Failure {
         let passing = matches!(error, ToolError::Failed { code: Some(BUSY), .. } | ToolError::TimedOut { .. });
-        Failure { reason: error.to_string(), passing, settled: false }
+        let outlook = if passing { Outlook::Passing } else { Outlook::Lasting };
+        Failure { reason: error.to_string(), outlook }
     }
 }
 
@@ -142,6 +146,8 @@ pub struct Reader {
     pub kind: Kind,
     /// What it saw last. Without one while it is wanted, the whole is not known yet.
     pub view: Option<View>,
+    /// The list that says whether such rules are in use, where the kernel tells of no change.
+    pub names: Option<Names>,
     wanted: bool,
     pace: Pace,
     /// The shortest time between the beginnings of two reads.
@@ -154,8 +160,8 @@ pub struct Reader {
 impl Reader {
     /// Reads nothing until something changes.
     pub fn new(kind: Kind, interval: Duration) -> Reader {
-        let pace = Pace::default();
-        Reader { kind, view: None, wanted: false, pace, interval, running: None, failure: None }
+        let (names, pace) = (kind.names_file().map(Names::new), Pace::default());
+        Reader { kind, view: None, names, wanted: false, pace, interval, running: None, failure: None }
     }
 
     /// Its rules may have changed, or are wanted for the first time.
@@ -171,8 +177,8 @@ impl Reader {
 
     /// Its kind of rules is not in use any more. `true`: it was.
     pub fn forget(&mut self) -> bool {
-        let was = self.wanted;
-        *self = Reader::new(self.kind, self.interval);
+        let (was, names) = (self.wanted, self.names.take());
+        *self = Reader { names, ..Reader::new(self.kind, self.interval) };
         was
     }
 
@@ -190,7 +196,7 @@ impl Reader {
             Err(error) => {
                 let package = self.kind.package();
                 let reason = format!("there are rules to read, but {error}: install the package {package}");
-                self.fail(Failure::lasting(reason), now);
+                self.fail(Failure { reason, outlook: Outlook::Lasting }, now);
             }
         }
     }
@@ -212,7 +218,7 @@ impl Reader {
                 self.failure = None;
                 self.pace.succeeded(next);
             }
-            Err(failure) if failure.settled => {
+            Err(failure) if failure.outlook == Outlook::Settled => {
                 self.note(failure, now);
                 self.pace.succeeded(next);
             }
@@ -236,7 +242,7 @@ impl Reader {
     /// What people have to know of.
     pub fn trouble(&self, now: Instant) -> Option<&str> {
         let (failure, since) = self.failure.as_ref()?;
-        (!failure.passing || now >= *since + LASTING).then_some(failure.reason.as_str())
+        (failure.outlook != Outlook::Passing || now >= *since + LASTING).then_some(failure.reason.as_str())
     }
 
     /// What to wait for.
