@@ -42,6 +42,17 @@ fn sh(script: &str, limits: Limits) -> Result<String, ToolError> {
     Ok(String::from_utf8(output).unwrap())
 }
 
+/// The directory in /proc of the process whose id the child prints.
+fn printed_process(child: &mut Child) -> PathBuf {
+    let mut stdout = child.take_stdout().unwrap();
+    let pid = eventually("a process id", || {
+        let mut buffer = [0; 16];
+        std::io::Read::read(&mut stdout, &mut buffer)
+            .map(|n| String::from_utf8_lossy(buffer.get(..n).unwrap()).trim().to_owned())
+    });
+    PathBuf::from(format!("/proc/{pid}"))
+}
+
 #[test]
 fn runs_with_nothing_of_the_agents_own() {
     assert_eq!(sh("echo $HOME $USER; pwd; read line || echo no input", LIMITS).unwrap(), "\n/\nno input\n");
@@ -94,13 +105,7 @@ fn runs_side_by_side() {
 #[test]
 fn a_dropped_child_leaves_no_zombie() {
     let mut child = Child::start(&tool("/bin/sh"), &["-c", "echo $$; exec sleep 60"]).unwrap();
-    let mut stdout = child.take_stdout().unwrap();
-    let pid = eventually("its pid", || {
-        let mut buffer = [0; 16];
-        std::io::Read::read(&mut stdout, &mut buffer)
-            .map(|n| String::from_utf8_lossy(buffer.get(..n).unwrap()).trim().to_owned())
-    });
-    let process = PathBuf::from(format!("/proc/{pid}"));
+    let process = printed_process(&mut child);
     assert!(process.exists());
     drop(child);
     assert!(!process.exists());
@@ -110,13 +115,7 @@ fn a_dropped_child_leaves_no_zombie() {
 #[test]
 fn what_a_child_has_started_ends_with_it() {
     let mut child = Child::start(&tool("/bin/sh"), &["-c", "sleep 60 & echo $!; wait"]).unwrap();
-    let mut stdout = child.take_stdout().unwrap();
-    let pid = eventually("its pid", || {
-        let mut buffer = [0; 16];
-        std::io::Read::read(&mut stdout, &mut buffer)
-            .map(|n| String::from_utf8_lossy(buffer.get(..n).unwrap()).trim().to_owned())
-    });
-    let process = PathBuf::from(format!("/proc/{pid}"));
+    let process = printed_process(&mut child);
     assert!(process.exists());
     drop(child);
     // Whoever adopts it reaps it in its own time.

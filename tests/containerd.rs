@@ -6,8 +6,6 @@
 mod support;
 
 use std::fs;
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
@@ -101,31 +99,6 @@ fn web(containerd: &Containerd, cni: &Cni, id: &str, ports: &[(&str, u16)]) -> A
     attachment
 }
 
-/// The status that a web server's answer begins with, as seen on the host.
-fn status(vm: &Vm, address: &str) -> std::io::Result<String> {
-    let address: SocketAddr = address.parse().unwrap();
-    let mut stream = vm.host.enter(|| TcpStream::connect_timeout(&address, Duration::from_secs(5)))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    stream.write_all(b"GET /busybox HTTP/1.0\r\n\r\n")?;
-    let mut head = [0; 12];
-    stream.read_exact(&mut head)?;
-    Ok(String::from_utf8_lossy(&head[9..]).into_owned())
-}
-
-fn wait_200(vm: &Vm, address: &str, agent: &Agent) {
-    eventually(&format!("200 from {address}"), || match status(vm, address) {
-        Ok(status) if status == "200" => Ok(()),
-        other => Err((other, agent.log())),
-    });
-}
-
-fn wait_refused(vm: &Vm, address: &str) {
-    eventually(&format!("{address} refuses"), || match status(vm, address) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
-        other => Err(format!("{other:?}")),
-    });
-}
-
 fn loopback_publish_without_a_rule(variant: Variant) {
     let (vm, dir) = (Vm::new(), TempDir::new());
     let containerd = Containerd::start(&vm.guest);
@@ -140,12 +113,12 @@ fn loopback_publish_without_a_rule(variant: Variant) {
     let url = format!("unix://{}", dir.join("host").display());
     let _host = Agent::host(Some(&vm.host), &["--listen", &url]);
     let agent = start(&vm, &containerd, &["--sink", &url]);
-    wait_200(&vm, "127.0.0.1:8080", &agent);
-    wait_200(&vm, "127.0.0.1:8081", &agent);
+    vm.wait_200("127.0.0.1:8080", &agent);
+    vm.wait_200("127.0.0.1:8081", &agent);
     assert_eq!(rules(), before, "the agent has rules of its own");
     containerd.remove("default", "web");
-    wait_refused(&vm, "127.0.0.1:8080");
-    wait_refused(&vm, "127.0.0.1:8081");
+    vm.wait_refused("127.0.0.1:8080");
+    vm.wait_refused("127.0.0.1:8081");
     assert_eq!(agent.stop(), Some(0));
 }
 
@@ -278,10 +251,10 @@ fn s12_loopback_publish_stays_on_the_hosts_loopback() {
     let _host = Agent::host(Some(&vm.host), &[&["--listen", &url][..], &all].concat());
     let agent = start(&vm, &containerd, &["--sink", &url, "-adminInstall"]);
     let _web = web(&containerd, &cni, "web", &[("127.0.0.1", 8000), ("0.0.0.0", 8001)]);
-    wait_200(&vm, "127.0.0.1:8000", &agent);
-    wait_200(&vm, "127.0.0.1:8001", &agent);
-    wait_200(&vm, &format!("{HOST}:8001"), &agent);
-    wait_refused(&vm, &format!("{HOST}:8000"));
+    vm.wait_200("127.0.0.1:8000", &agent);
+    vm.wait_200("127.0.0.1:8001", &agent);
+    vm.wait_200(&format!("{HOST}:8001"), &agent);
+    vm.wait_refused(&format!("{HOST}:8000"));
 }
 
 #[test]

@@ -6,7 +6,7 @@
 mod support;
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -37,34 +37,16 @@ impl World {
         World { agent, host: Some(host), engine, vm, dir }
     }
 
-    /// A TCP connection made on the host.
     fn connect(&self, address: &str) -> std::io::Result<TcpStream> {
-        let address: SocketAddr = address.parse().unwrap();
-        self.vm.host.enter(|| TcpStream::connect_timeout(&address, Duration::from_secs(5)))
-    }
-
-    /// The status that a web server's answer begins with, as seen on the host.
-    fn status(&self, address: &str) -> Result<String, String> {
-        let mut stream = self.connect(address).map_err(|error| error.to_string())?;
-        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        stream.write_all(b"GET /busybox HTTP/1.0\r\n\r\n").map_err(|error| error.to_string())?;
-        let mut head = [0; 12];
-        stream.read_exact(&mut head).map_err(|error| error.to_string())?;
-        Ok(String::from_utf8_lossy(&head[9..]).into_owned())
+        self.vm.connect(address)
     }
 
     fn wait_200(&self, address: &str) {
-        eventually(&format!("200 from {address}"), || match self.status(address) {
-            Ok(status) if status == "200" => Ok(()),
-            other => Err((other, self.agent.log())),
-        });
+        self.vm.wait_200(address, &self.agent);
     }
 
     fn wait_refused(&self, address: &str) {
-        eventually(&format!("{address} refuses"), || match self.connect(address) {
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Ok(()),
-            other => Err(format!("{other:?}")),
-        });
+        self.vm.wait_refused(address);
     }
 
     fn host_out(&self) -> String {

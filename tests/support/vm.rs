@@ -4,11 +4,15 @@
 //! do not meet either. The guest is 192.168.143.2 on `eth0`, its default gateway (the host) 192.168.143.1.
 
 use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 
-use super::{run, unique};
+use super::agent::Agent;
+use super::{eventually, run, unique};
 
 pub const GUEST: &str = "192.168.143.2";
 pub const HOST: &str = "192.168.143.1";
@@ -38,6 +42,38 @@ impl Vm {
         ip(&["-n", &vm.guest.0, "route", "add", "default", "via", HOST]);
         ip(&["-n", &vm.guest.0, "route", "add", "default", "via", "fd00:143::1"]);
         vm
+    }
+
+    /// A TCP connection made on the host.
+    pub fn connect(&self, address: &str) -> io::Result<TcpStream> {
+        let address: SocketAddr = address.parse().unwrap();
+        self.host.enter(|| TcpStream::connect_timeout(&address, Duration::from_secs(5)))
+    }
+
+    /// The status that a web server's answer begins with, as seen on the host.
+    pub fn status(&self, address: &str) -> io::Result<String> {
+        let mut stream = self.connect(address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(b"GET /busybox HTTP/1.0\r\n\r\n")?;
+        let mut head = [0; 12];
+        stream.read_exact(&mut head)?;
+        Ok(String::from_utf8_lossy(&head[9..]).into_owned())
+    }
+
+    /// Waits until a web server answers the host. The agent's log is shown when it does not.
+    pub fn wait_200(&self, address: &str, agent: &Agent) {
+        eventually(&format!("200 from {address}"), || match self.status(address) {
+            Ok(status) if status == "200" => Ok(()),
+            other => Err((other, agent.log())),
+        });
+    }
+
+    /// Waits until the host is refused.
+    pub fn wait_refused(&self, address: &str) {
+        eventually(&format!("{address} refuses"), || match self.connect(address) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
     }
 }
 
