@@ -18,6 +18,8 @@ use crate::reconciler::{Reconciler, Role, Settings, SinkSettings};
 use crate::relay::Limits;
 use crate::sink::vtunnel::{Address, Vtunnel};
 use crate::sink::{self, Running, Sink, handshake, listener::Listener, relay::RelaySink, stdout::Stdout};
+#[cfg(feature = "kubernetes")]
+use crate::source::kubernetes;
 use crate::source::{containerd, docker, interface, nat};
 use crate::stop::Stop;
 use crate::supervisor::{Context, Supervised, supervise};
@@ -145,6 +147,12 @@ impl Agent {
             let mut source = containerd::Containerd::new(socket, ctr);
             let thread = supervise(Source::Containerd, self.context()?, move |context| source.session(context));
             self.threads.push(thread.map_err(starting("the containerd source"))?);
+        }
+        #[cfg(feature = "kubernetes")]
+        if let Some(config) = config.kubernetes.clone() {
+            let session = move |context: &Context| kubernetes::session(&config, context);
+            let thread = supervise(Source::Kubernetes, self.context()?, session);
+            self.threads.push(thread.map_err(starting("the kubernetes source"))?);
         }
         if let Some(interval) = config.nat_interval {
             let mut source = nat::Nat::new(interval);

@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use crate::event::Source;
 use crate::flags::{FlagError, Parsed};
 use crate::logging::Format;
 use crate::policy::Policy;
+use crate::port::{Binding, Protocol};
 use crate::sink::vtunnel::Address;
 use crate::wire::vtunnel::DOCUMENTS_PORT;
 use mode::{Given, Mode, ModeSink, NoMode};
@@ -39,6 +41,19 @@ pub struct ContainerdConfig {
     pub socket: PathBuf,
     /// The program `ctr`; `None`: the first on the path.
     pub ctr: Option<PathBuf>,
+}
+
+/// How to reach Kubernetes, and where its Services are to appear.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KubernetesConfig {
+    /// The kubeconfig: the server, and how to prove who we are.
+    pub kubeconfig: PathBuf,
+    /// Where Services are published: `0.0.0.0` or `127.0.0.1`. For IPv6 Services its counterpart, `::` or `::1`.
+    pub listener_ip: Ipv4Addr,
+    /// A kubeconfig may turn the check of the server's certificate off.
+    pub insecure_tls: bool,
+    /// The API server itself, on the host's loopback: what wsl-proxy is to be told.
+    pub api_server: Binding,
 }
 
 /// A sink to run.
@@ -84,6 +99,8 @@ pub struct Config {
     pub containerd: Option<ContainerdConfig>,
     /// How often to look whether NAT rules have changed where the kernel does not say so, where that source is on.
     pub nat_interval: Option<Duration>,
+    /// Kubernetes, where its source is on.
+    pub kubernetes: Option<KubernetesConfig>,
     /// The sinks, at least one, each with the sources it is told of.
     pub sinks: Vec<(SinkConfig, &'static [Source])>,
     /// What may be exposed.
@@ -105,8 +122,8 @@ pub struct Config {
 pub enum ConfigError {
     /// A flag is wrong.
     Flag(FlagError),
-    /// The flag is known, but what it turns on is not built yet.
-    NotInThisVersion(&'static str),
+    /// The flag is known, but what it turns on was left out of this build.
+    NotInThisBuild(&'static str),
     /// Nothing to watch.
     NoSource,
     /// Nobody to tell.
@@ -128,14 +145,12 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ConfigError::Flag(error) => error.fmt(f),
-            ConfigError::NotInThisVersion(flag) => write!(
+            ConfigError::NotInThisBuild(flag) => write!(
                 f,
-                "-{flag} is not in this version ({}): leave it out, or give -{flag}=false",
-                env!("CARGO_PKG_VERSION")
+                "-{flag}: this program was built without it (cargo's feature {flag}): leave it out, or give -{flag}=false"
             ),
             ConfigError::NoSource => f.write_str(
-                "nothing to watch: give at least one source: -docker, -containerd or -iptables \
-                 (-kubernetes is not in this version)",
+                "nothing to watch: give at least one source: -docker, -containerd, -iptables or -kubernetes",
             ),
             ConfigError::NoSink => f.write_str(
                 "nobody to tell: give -privilegedService, or --sink URL (for a first look: --sink stdout:). \
@@ -192,12 +207,14 @@ pub fn read(
     };
     let mode = mode::choose(given)?;
     let containerd = containerd(&flags)?;
+    let kubernetes = kubernetes(&flags)?;
     let nat_interval = value(&flags, "nat-interval", "a duration of at least 10ms, such as 250ms", |text| {
         duration(text).filter(|d| *d >= NAT_INTERVAL_MIN)
     })?;
     let config = Config {
         docker: if given.docker { Some(docker_socket(environment("DOCKER_HOST"))?) } else { None },
         containerd: given.containerd.then_some(containerd),
+        kubernetes: given.kubernetes.then_some(kubernetes),
         nat_interval: mode.nat.then_some(nat_interval),
         sinks: sinks(&flags, &mode)?,
         policy: Policy { admin: flags.on("adminInstall") },
@@ -212,12 +229,6 @@ pub fn read(
 
 /// Values that belong to what is not built yet: wrong ones are refused all the same.
 fn check_unused(flags: &Parsed) -> Result<(), ConfigError> {
-    if flags.on("kubernetes") {
-        return Err(ConfigError::NotInThisVersion("kubernetes"));
-    }
-    let listener = |text: &str| matches!(text, "0.0.0.0" | "127.0.0.1").then_some(());
-    value(flags, "k8sServiceListenerAddr", "0.0.0.0 or 127.0.0.1", listener)?;
-    value(flags, "k8sAPIPort", "a port, 1 to 65535", |text| text.parse::<std::num::NonZeroU16>().ok())?;
     value(flags, "tap-interface-ip", "an IPv4 address", |text| text.parse::<Ipv4Addr>().ok())?;
     Ok(())
 }
@@ -249,6 +260,23 @@ fn containerd(flags: &Parsed) -> Result<ContainerdConfig, ConfigError> {
     Ok(ContainerdConfig {
         socket: value(flags, "containerdSock", "the absolute path of a socket, of 107 bytes at most", socket)?,
         ctr: value(flags, "ctr", "an absolute path", ctr)?,
+    })
+}
+
+/// Wrong values are refused also where Kubernetes is off: a typing error would show only later.
+fn kubernetes(flags: &Parsed) -> Result<KubernetesConfig, ConfigError> {
+    if flags.on("kubernetes") && !cfg!(feature = "kubernetes") {
+        return Err(ConfigError::NotInThisBuild("kubernetes"));
+    }
+    let path = |text: &str| (!text.is_empty()).then(|| PathBuf::from(text));
+    let listener =
+        |text: &str| text.parse().ok().filter(|ip: &Ipv4Addr| ip.is_unspecified() || *ip == Ipv4Addr::LOCALHOST);
+    let host_port = value(flags, "k8sAPIPort", "a port, 1 to 65535", |text| text.parse::<NonZeroU16>().ok())?;
+    Ok(KubernetesConfig {
+        kubeconfig: value(flags, "kubeconfig", "a path", path)?,
+        listener_ip: value(flags, "k8sServiceListenerAddr", "0.0.0.0 or 127.0.0.1", listener)?,
+        insecure_tls: flags.on("insecure-kubernetes-tls"),
+        api_server: Binding { protocol: Protocol::Tcp, host_ip: Ipv4Addr::LOCALHOST.into(), host_port },
     })
 }
 

@@ -21,11 +21,13 @@ pub enum Source {
     Containerd,
     /// NAT rules of CNI's portmap plugin and of netavark.
     Nat,
+    /// Services, from the Kubernetes API.
+    Kubernetes,
 }
 
 impl Source {
     /// All of them.
-    pub const ALL: &[Source] = &[Source::Docker, Source::Containerd, Source::Nat];
+    pub const ALL: &[Source] = &[Source::Docker, Source::Containerd, Source::Nat, Source::Kubernetes];
 
     /// The name used in logs, JSON and on the command line.
     pub fn as_str(self) -> &'static str {
@@ -33,6 +35,7 @@ impl Source {
             Source::Docker => "docker",
             Source::Containerd => "containerd",
             Source::Nat => "nat",
+            Source::Kubernetes => "kubernetes",
         }
     }
 }
@@ -43,7 +46,8 @@ impl fmt::Display for Source {
     }
 }
 
-/// Who claims a binding: a source and the key that source knows it by (a container id; what a NAT rule leads to).
+/// Who claims a binding: a source and the key that source knows it by (a container id; what a NAT rule leads to;
+/// a Service as `namespace/name`).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Owner {
     /// The source that saw it.

@@ -69,6 +69,7 @@ fn print(text: &str) -> ExitCode {
 fn summary(config: &Config) -> String {
     let docker = config.docker.iter().map(|socket| format!("source=docker:{}", socket.display()));
     let containerd = config.containerd.iter().map(|c| format!("source=containerd:{}", c.socket.display()));
+    let kubernetes = config.kubernetes.iter().map(|k| format!("source=kubernetes:{}", k.kubeconfig.display()));
     let nat = config.nat_interval.iter().map(|_| "source=nat".to_owned());
     let sinks = config.sinks.iter().map(|(sink, feeds)| match *feeds {
         Source::ALL => format!("sink={sink}"),
@@ -78,6 +79,7 @@ fn summary(config: &Config) -> String {
     let exposure = if config.policy.admin { "exposure=as-published" } else { "exposure=loopback" };
     docker
         .chain(containerd)
+        .chain(kubernetes)
         .chain(nat)
         .chain(sinks)
         .chain(relay)

@@ -113,7 +113,7 @@ fn imports_go_one_way() {
     // Sources do not know each other.
     for path in sources("src/source") {
         let text = fs::read_to_string(&path).unwrap();
-        for other in ["docker", "containerd", "nat", "interface"] {
+        for other in ["docker", "containerd", "kubernetes", "nat", "interface"] {
             let names =
                 |l: &&str| l.contains(&format!("super::{other}")) || l.contains(&format!("crate::source::{other}"));
             let own = path.starts_with(src.join("source").join(other));

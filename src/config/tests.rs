@@ -58,9 +58,10 @@ fn s28_refuses_what_cannot_work() {
         ("-iptables --nat-interval 1ms", "10ms"),
         ("-docker -sink stdout: --nat-interval 1ms", "10ms"),
         ("-docker -sink stdout: -vtunnelAddr nowhere", "HOST:PORT"),
-        ("-docker -kubernetes -sink stdout:", "-kubernetes is not in this version"),
         ("-docker -containerd -iptables", "cannot all be on"),
         ("-docker -sink stdout: -k8sServiceListenerAddr 10.0.0.1", "0.0.0.0 or 127.0.0.1"),
+        ("-docker -sink stdout: -k8sAPIPort 0", "1 to 65535"),
+        ("-docker -sink stdout: -kubeconfig=", "a path"),
         ("-docker -sink stdout: -engine-grace 10", "duration"),
         ("-docker -sink stdout: -connect-interface a/b", "interface"),
         ("-docker -sink stdout: -relay-peer 10.0.0.0/99", "ADDRESS[/PREFIX]"),
@@ -70,6 +71,29 @@ fn s28_refuses_what_cannot_work() {
         let error = check(line).unwrap_err().to_string();
         assert!(error.contains(expect), "{line}: {error}");
     }
+}
+
+#[cfg(feature = "kubernetes")]
+#[test]
+fn kubernetes_has_its_settings() {
+    let kubernetes = |line: &str| config(line).kubernetes;
+    assert_eq!(kubernetes("-docker -sink stdout:"), None);
+    let given = kubernetes("-kubernetes").unwrap();
+    assert_eq!(given.kubeconfig, PathBuf::from("/etc/rancher/k3s/k3s.yaml"));
+    assert_eq!((given.listener_ip, given.insecure_tls), (Ipv4Addr::UNSPECIFIED, false));
+    assert_eq!(given.api_server.to_string(), "127.0.0.1:6443/tcp");
+    let line = "-kubernetes -kubeconfig k -k8sServiceListenerAddr 127.0.0.1 -k8sAPIPort 7 --insecure-kubernetes-tls";
+    let given = kubernetes(line).unwrap();
+    assert_eq!(given.kubeconfig, PathBuf::from("k"));
+    assert_eq!((given.listener_ip, given.insecure_tls), (Ipv4Addr::LOCALHOST, true));
+    assert_eq!(given.api_server.to_string(), "127.0.0.1:7/tcp");
+}
+
+#[cfg(not(feature = "kubernetes"))]
+#[test]
+fn kubernetes_is_refused_where_it_was_left_out() {
+    let error = check("-docker -kubernetes -sink stdout:").unwrap_err().to_string();
+    assert!(error.contains("built without it"), "{error}");
 }
 
 #[test]

@@ -3,6 +3,10 @@
 pub mod containerd;
 pub mod docker;
 pub mod iptables;
+#[cfg(feature = "kubernetes")]
+pub mod kube;
+#[cfg(feature = "kubernetes")]
+pub mod kubeconfig;
 pub mod nat;
 pub mod netlink;
 pub mod nftables;

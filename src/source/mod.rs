@@ -6,6 +6,8 @@ pub mod child;
 pub mod containerd;
 pub mod docker;
 pub mod interface;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 mod lines;
 pub mod nat;
 mod unix_http;
