@@ -7,17 +7,15 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ureq::config::Config;
 use ureq::http::Response;
 use ureq::{Agent, Body};
 
+use super::http::{self, ANSWER_TIMEOUT, Resumable};
 use super::lines::{LINE_BYTES_MAX, Lines, Next};
-use super::unix_http::{self, Resumable};
 use crate::event::{Event, Owner, Source};
 use crate::parse::ParseError;
 use crate::parse::docker::{self, ApiVersion, DockerEvent};
@@ -34,13 +32,7 @@ const API_OLDEST: ApiVersion = ApiVersion { major: 1, minor: 24 };
 const BODY_BYTES_MAX: u64 = 32 << 20;
 
 /// Bytes of an error's message that are shown.
-const MESSAGE_BYTES_MAX: u64 = 512;
-
-/// The longest an answer may take as a whole. Never applies to the event stream, which has no end.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The longest silence inside an answer, or inside a line of the event stream.
-const READ_TIMEOUT: Duration = Duration::from_secs(10);
+const MESSAGE_BYTES_MAX: usize = 512;
 
 /// The list is read again after bad events, at most this often.
 const RELIST_INTERVAL: Duration = Duration::from_secs(1);
@@ -123,7 +115,7 @@ fn remedy(error: &ureq::Error) -> &'static str {
 /// One connection's worth of watching: subscribe, list, follow. Returns when the engine is lost or the agent ends.
 pub fn session(socket: &Path, context: &Context) -> (bool, DockerError) {
     let mut session = Session {
-        agent: unix_http::agent(socket.to_owned(), client_config()),
+        agent: http::unix::agent(socket.to_owned(), http::config()),
         socket,
         context,
         base: String::new(),
@@ -139,20 +131,6 @@ pub fn session(socket: &Path, context: &Context) -> (bool, DockerError) {
     };
     session.agent.shutdown();
     (session.healthy, error)
-}
-
-fn client_config() -> Config {
-    Config::builder()
-        .proxy(None)
-        .http_status_as_error(false)
-        .user_agent(concat!("rancher-desktop-guestagent/", env!("CARGO_PKG_VERSION")))
-        .timeout_per_read(Some(READ_TIMEOUT))
-        .timeout_per_write(Some(READ_TIMEOUT))
-        .timeout_recv_response(Some(READ_TIMEOUT))
-        .input_buffer_size(16 << 10)
-        .output_buffer_size(4 << 10)
-        .max_idle_connections(1)
-        .build()
 }
 
 struct Session<'a> {
@@ -319,9 +297,7 @@ fn check(path: &str, response: Response<Body>) -> Result<Response<Body>, DockerE
     if status == 200 {
         return Ok(response);
     }
-    let mut message = Vec::new();
-    // As much of it as there is: the status alone says that it failed.
-    let _ = response.into_body().into_reader().take(MESSAGE_BYTES_MAX).read_to_end(&mut message);
-    let message = String::from_utf8_lossy(&message).trim().to_owned();
+    let message = http::message(response);
+    let message = String::from_utf8_lossy(message.get(..MESSAGE_BYTES_MAX).unwrap_or(&message)).trim().to_owned();
     Err(DockerError::Status { path: path.to_owned(), status, message })
 }

@@ -13,7 +13,7 @@ const CHUNK_BYTES: usize = 8 * 1024;
 pub enum Next {
     /// A line, without its end.
     Line(Vec<u8>),
-    /// A line over [`LINE_BYTES_MAX`]. It is dropped to its end, which may never come.
+    /// A line over the limit. It is dropped to its end, which may never come.
     TooLong,
     /// Nothing came for as long as a read may take, and no line has begun.
     Silence,
@@ -30,12 +30,18 @@ pub struct Lines<R> {
     /// Bytes of `buffer` known to hold no line end.
     scanned: usize,
     dropping: bool,
+    line_bytes_max: usize,
 }
 
 impl<R: Read> Lines<R> {
-    /// Over a stream whose reads end with `TimedOut` or `WouldBlock` after a while.
+    /// Over a stream whose reads end with `TimedOut` or `WouldBlock` after a while; lines up to [`LINE_BYTES_MAX`].
     pub fn new(input: R) -> Lines<R> {
-        Lines { input, buffer: Vec::new(), scanned: 0, dropping: false }
+        Lines::with_limit(input, LINE_BYTES_MAX)
+    }
+
+    /// The same with another limit, in bytes.
+    pub fn with_limit(input: R, line_bytes_max: usize) -> Lines<R> {
+        Lines { input, buffer: Vec::new(), scanned: 0, dropping: false, line_bytes_max }
     }
 
     /// The stream, to be waited for. Nothing may be read from it.
@@ -61,7 +67,7 @@ impl<R: Read> Lines<R> {
                 return Ok(Next::Line(line));
             }
             self.scanned = self.buffer.len();
-            if self.scanned > LINE_BYTES_MAX {
+            if self.scanned > self.line_bytes_max {
                 self.scanned = 0;
                 self.buffer = Vec::new();
                 if !std::mem::replace(&mut self.dropping, true) {

@@ -1,0 +1,141 @@
+//! Why the kubernetes source cannot go on, in words for people.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustls::CertificateError;
+
+use crate::parse::ParseError;
+use crate::parse::kube::Status;
+use crate::parse::kubeconfig::KubeconfigError;
+use crate::source::http::tls;
+
+/// Why a session ended.
+#[derive(Debug)]
+pub enum KubernetesError {
+    /// The kubeconfig, or a file that it names, cannot be read.
+    File {
+        /// `kubeconfig`, or the field that names the file.
+        what: String,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The kubeconfig cannot be used.
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// Where in it, and why.
+        error: KubeconfigError,
+    },
+    /// A request failed: nobody answered, or not to the end.
+    Request {
+        /// The server.
+        server: String,
+        /// How.
+        error: ureq::Error,
+    },
+    /// The server answered, but not with what it was asked for.
+    Refused {
+        /// The server.
+        server: String,
+        /// Its answer.
+        status: Status,
+        /// How long it wants to be left alone.
+        retry_after: Option<Duration>,
+    },
+    /// The agent ends.
+    Stopped,
+    /// The list of Services cannot be used.
+    List {
+        /// The server.
+        server: String,
+        /// What is wrong with it.
+        error: ParseError,
+    },
+}
+
+impl KubernetesError {
+    /// How long to wait at least where the server is there, and what is known of it stays true. `None`: it is lost.
+    pub fn server_answers(&self) -> Option<Duration> {
+        match self {
+            KubernetesError::Refused { retry_after, .. } => Some(retry_after.unwrap_or_default()),
+            KubernetesError::List { error: ParseError::Json(error), .. } if error.is_io() => None,
+            KubernetesError::List { .. } => Some(Duration::ZERO),
+            KubernetesError::File { .. }
+            | KubernetesError::Kubeconfig { .. }
+            | KubernetesError::Request { .. }
+            | KubernetesError::Stopped => None,
+        }
+    }
+}
+
+impl fmt::Display for KubernetesError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            KubernetesError::File { what, path, error } => {
+                let remedy = match error.kind() {
+                    io::ErrorKind::NotFound => " (it is looked for again until it is there)",
+                    io::ErrorKind::PermissionDenied => {
+                        " (the agent has no right to read files of others: let root own it, or let others read it)"
+                    }
+                    _ => "",
+                };
+                write!(f, "{what} {}: {error}{remedy}", path.display())
+            }
+            KubernetesError::Kubeconfig { path, error } => write!(f, "kubeconfig {}: {error}", path.display()),
+            KubernetesError::Request { server, error } => {
+                write!(f, "cannot ask {server}: ")?;
+                match tls::failure(error) {
+                    Some(error) => explain(error, f),
+                    None => write!(f, "{error}"),
+                }
+            }
+            KubernetesError::Refused { server, status: Status { code, message }, .. } => {
+                let remedy = match code {
+                    401 => " (wrong or expired credentials in the kubeconfig, which is read again)",
+                    403 => " (the kubeconfig's user needs the rights to list and watch services)",
+                    _ => "",
+                };
+                write!(f, "{server} answers {code}: {}{remedy}", message.escape_debug())
+            }
+            KubernetesError::Stopped => f.write_str("the agent ends"),
+            KubernetesError::List { server, error } => write!(f, "the list of Services from {server}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for KubernetesError {}
+
+fn explain(error: &rustls::Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let rustls::Error::InvalidCertificate(cause) = error else {
+        return match error {
+            rustls::Error::AlertReceived(alert) => {
+                write!(
+                    f,
+                    "it ends the TLS connection ({alert:?}): is the client certificate in the kubeconfig its own?"
+                )
+            }
+            _ => write!(f, "{error}"),
+        };
+    };
+    match cause {
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => f.write_str(
+            "its certificate is not from the kubeconfig's certificate-authority: is the kubeconfig of another cluster, \
+             or from before a reset?",
+        ),
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            f.write_str("its certificate has expired, or this machine's clock is wrong")
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            f.write_str("its certificate is not valid yet, or this machine's clock is wrong")
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            f.write_str("its certificate is for other names: tls-server-name in the kubeconfig can say which to expect")
+        }
+        _ => write!(f, "{error}"),
+    }
+}
