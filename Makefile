@@ -28,8 +28,10 @@ test: musl ## run every test, against real engines and in a VM (root; installs w
 check: ## formatting, lints, docs, and the tests that need neither root nor an engine
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 	cargo test --locked --quiet
+	cargo test --locked --quiet --no-default-features --lib --test cli
 
 build: ## build for this machine, into target/release
 	cargo build --locked --release

@@ -116,6 +116,14 @@ mod tests {
             written(Operation::Announce, &one, None),
             "{\"remove\":false,\"ports\":{\"80/tcp\":[{\"HostIp\":\"0.0.0.0\",\"HostPort\":\"8080\"}]},\"connectAddrs\":null}\n"
         );
+        // What wsl-proxy is told of the Kubernetes API server.
+        assert_eq!(
+            written(Operation::Announce, &bindings(&[(Tcp, "127.0.0.1", 6443, 6443)]), None),
+            concat!(
+                r#"{"remove":false,"ports":{"6443/tcp":[{"HostIp":"127.0.0.1","HostPort":"6443"}]},"connectAddrs":null}"#,
+                "\n"
+            )
+        );
     }
 
     #[test]
