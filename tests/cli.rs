@@ -25,9 +25,10 @@ fn s28_nothing_to_do_is_exit_code_2_with_a_reason() {
     refused(&["-docker"], "nobody to tell");
 }
 
+#[cfg(not(feature = "kubernetes"))]
 #[test]
-fn what_is_not_built_yet_says_so() {
-    refused(&["-kubernetes", "-docker", "--sink", "stdout:"], "not in this version");
+fn what_was_left_out_of_the_build_says_so() {
+    refused(&["-kubernetes", "--check"], "built without it");
 }
 
 #[test]
@@ -50,6 +51,13 @@ fn check_says_what_would_run() {
     let expect = "source=containerd:/run/c.sock sink=tcp://127.0.0.1:3040 sink=listener:<containerd relay=eth0 \
                   exposure=loopback\n";
     assert_eq!(String::from_utf8_lossy(&output.stdout), expect);
+    #[cfg(feature = "kubernetes")]
+    {
+        let output =
+            agent(&["-kubernetes", "-kubeconfig", "/k.yaml", "-privilegedService", "-iptables=false", "--check"]);
+        let expect = "source=kubernetes:/k.yaml sink=tcp://127.0.0.1:3040 relay=eth0 exposure=loopback\n";
+        assert_eq!(String::from_utf8_lossy(&output.stdout), expect);
+    }
     let output = agent(&["--check"]);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "source=nat sink=listener: exposure=loopback\n");
 }
@@ -67,6 +75,7 @@ fn help_shows_every_flag_of_the_agent_it_replaces() {
         "kubernetes",
         "kubeconfig",
         "k8sServiceListenerAddr",
+        "insecure-kubernetes-tls",
         "adminInstall",
         "ctr",
         "iptables",
