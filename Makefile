@@ -21,7 +21,7 @@ demo: build ## show a container's ports answering on the host (root; a few secon
 	@scripts/demo.sh $(ENGINE)
 
 test: musl ## run every test, against real engines and in a VM (root; installs what is missing)
-	@scripts/deps.sh docker podman containerd cni vm
+	@scripts/deps.sh docker podman containerd cni openssl vm
 	@tests/vm/prepare.sh
 	cargo test --locked --no-fail-fast -- --include-ignored
 
@@ -53,7 +53,7 @@ install: ## install the musl binaries where they are built, else this machine's 
 	install -D -m 0644 init/rancher-desktop-guestagent.logrotate "$(DESTDIR)/etc/logrotate.d/rancher-desktop-guestagent"
 
 bench: musl ## measure the README's claims and put them there (root; about seven minutes)
-	@scripts/deps.sh docker containerd cni bench
+	@scripts/deps.sh docker containerd cni openssl bench
 	cargo bench --locked --bench claims -- --update README.md
 
 clean: ## remove everything that was built

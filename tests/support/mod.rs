@@ -17,10 +17,16 @@
 )]
 
 pub mod agent;
+#[cfg(feature = "kubernetes")]
+pub mod certs;
 pub mod cni;
 pub mod containerd;
 pub mod docker;
 pub mod engine_stub;
+#[cfg(feature = "kubernetes")]
+pub mod kube_server;
+#[cfg(feature = "kubernetes")]
+pub mod kubeconfig;
 pub mod receiver;
 pub mod vm;
 

@@ -102,15 +102,20 @@ impl Namespace {
 
     /// Runs `f` in the namespace: sockets it makes belong there, wherever they are used later.
     pub fn enter<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
-        let file = File::open(self.path()).unwrap();
-        std::thread::scope(|scope| {
-            let inside = scope.spawn(|| {
-                setns(file, CloneFlags::CLONE_NEWNET).unwrap();
-                f()
-            });
-            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        enter_named(&self.0, f)
     }
+}
+
+/// As [`Namespace::enter`], for whoever may outlive the namespace.
+pub fn enter_named<T: Send>(name: &str, f: impl FnOnce() -> T + Send) -> T {
+    let file = File::open(format!("/var/run/netns/{name}")).unwrap();
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            setns(file, CloneFlags::CLONE_NEWNET).unwrap();
+            f()
+        });
+        inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 impl Drop for Namespace {
