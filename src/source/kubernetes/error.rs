@@ -63,7 +63,7 @@ impl KubernetesError {
     pub fn server_answers(&self) -> Option<Duration> {
         match self {
             KubernetesError::Refused { retry_after, .. } => Some(retry_after.unwrap_or_default()),
-            KubernetesError::List { error: ParseError::Json(error), .. } if error.is_io() => None,
+            KubernetesError::List { error: ParseError::Input(_), .. } => None,
             KubernetesError::List { .. } => Some(Duration::ZERO),
             KubernetesError::File { .. }
             | KubernetesError::Kubeconfig { .. }
