@@ -153,11 +153,10 @@ impl Client {
     fn bearer(&self, token: &Blob) -> Result<String, KubernetesError> {
         let bytes = read(&self.kubeconfig, token)?;
         let text = String::from_utf8_lossy(&bytes);
-        let text = text.trim();
-        if text.is_empty() || text.bytes().any(|b| !b.is_ascii_graphic()) {
-            let error = wrong(&token.field, "holds no token: expected letters, digits and signs on one line");
-            return Err(KubernetesError::Kubeconfig { path: self.kubeconfig.clone(), error });
-        }
+        let text = kubeconfig::token(&text).map_err(|cause| KubernetesError::Kubeconfig {
+            path: self.kubeconfig.clone(),
+            error: wrong(&token.field, cause),
+        })?;
         Ok(format!("Bearer {text}"))
     }
 }
