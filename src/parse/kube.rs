@@ -155,7 +155,7 @@ pub fn services(input: impl Read, listener_ip: Ipv4Addr) -> Result<ServiceList, 
         return Err(ParseError::Field { path: "kind", expected: "ServiceList" });
     }
     // Half a list looks like one where the other half's Services are gone.
-    if text(&metadata, "continue").is_some_and(|token| !token.is_empty()) {
+    if metadata.get("continue").is_some_and(|token| !token.is_null() && token != "") {
         return Err(ParseError::Field { path: "metadata.continue", expected: "nothing: the list is to be whole" });
     }
     let mut list = items.ok_or(ParseError::Field { path: "items", expected: "an array" })?;

@@ -122,10 +122,16 @@ fn lists_that_are_none_say_why() {
     let whole = |metadata: &str| format!(r#"{{"kind":"ServiceList","metadata":{metadata},"items":null}}"#);
     assert_eq!(services(whole(r#"{"resourceVersion":"7"}"#).as_bytes(), ANY).unwrap().claims.len(), 0);
     check(&(whole(r#"{"resourceVersion":"7"}"#) + "x"), "no end of the input where it should be");
-    check(
-        &whole(r#"{"resourceVersion":"7","continue":"abc"}"#),
-        "field metadata.continue: expected nothing: the list is to be whole",
-    );
+    for part in ["\"abc\"", "7", "{}"] {
+        check(
+            &whole(&format!(r#"{{"resourceVersion":"7","continue":{part}}}"#)),
+            "field metadata.continue: expected nothing: the list is to be whole",
+        );
+    }
+    for all in ["\"\"", "null"] {
+        let body = whole(&format!(r#"{{"resourceVersion":"7","continue":{all}}}"#));
+        assert_eq!(services(body.as_bytes(), ANY).unwrap().resource_version, "7");
+    }
     for bad in ["7", "\"\"", "\"1&watch=0\"", "\"1 2\"", "\"1\\r\\n\"", "null", &format!("\"{}\"", "1".repeat(129))] {
         check(&whole(&format!(r#"{{"resourceVersion":{bad}}}"#)), "field metadata.resourceVersion: expected a version");
     }
