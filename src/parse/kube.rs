@@ -46,6 +46,9 @@ const RESOURCE_VERSION_BYTES_MAX: usize = 128;
 /// What is shown of text that the server sent, in characters.
 const SHOWN_CHARS_MAX: usize = 200;
 
+/// What is shown of a name that is none, in characters.
+const NAME_CHARS_SHOWN_MAX: usize = 64;
+
 /// A complete list of Services.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ServiceList {
@@ -152,7 +155,7 @@ pub fn services(input: impl Read, listener_ip: Ipv4Addr) -> Result<ServiceList, 
         return Err(ParseError::Field { path: "kind", expected: "ServiceList" });
     }
     // Half a list looks like one where the other half's Services are gone.
-    if text(&metadata, "continue").is_some_and(|token| !token.is_empty()) {
+    if metadata.get("continue").is_some_and(|token| !token.is_null() && token != "") {
         return Err(ParseError::Field { path: "metadata.continue", expected: "nothing: the list is to be whole" });
     }
     let mut list = items.ok_or(ParseError::Field { path: "items", expected: "an array" })?;
@@ -190,7 +193,7 @@ fn read_items<R: Read>(pieces: &mut Pieces<R>, listener_ip: Ipv4Addr) -> Result<
         more = pieces.more(b']')?;
     }
     if left_out > 0 {
-        list.skipped.push(format!("and {left_out} more"));
+        list.skipped.push(format!("and at least {left_out} more"));
     }
     Ok(list)
 }
@@ -214,8 +217,11 @@ fn read_item(
             published.skipped
         }
         Err(error) => {
-            let name = |name| metadata(item).and_then(|metadata| text(metadata, name)).unwrap_or("?");
-            vec![shown(&format!("item {index}, {}/{}: {error}", name("namespace"), name("name")))]
+            let name = |name| {
+                let name = metadata(item).and_then(|metadata| text(metadata, name)).unwrap_or("?");
+                shown(name, NAME_CHARS_SHOWN_MAX)
+            };
+            vec![format!("item {index}, {}/{}: {error}", name("namespace"), name("name"))]
         }
     }
 }
@@ -231,7 +237,7 @@ pub fn watch_event(line: &[u8], listener_ip: Ipv4Addr) -> Result<WatchEvent, Par
     match kind {
         "ERROR" => return Ok(WatchEvent::Error(read_status(object))),
         "ADDED" | "MODIFIED" | "DELETED" | "BOOKMARK" => {}
-        other => return Err(ParseError::Unknown("type of event", shown(other))),
+        other => return Err(ParseError::Unknown("type of event", shown(other, SHOWN_CHARS_MAX))),
     }
     if text(object, "kind") != Some("Service") {
         return Err(ParseError::Field { path: "object.kind", expected: "Service" });
@@ -255,7 +261,7 @@ pub fn status(body: &[u8]) -> Status {
         Ok(_) | Err(_) => {
             // A character has 4 bytes at most.
             let beginning = body.get(..SHOWN_CHARS_MAX.saturating_mul(4)).unwrap_or(body);
-            Status { code: 0, message: shown(String::from_utf8_lossy(beginning).trim()) }
+            Status { code: 0, message: shown(String::from_utf8_lossy(beginning).trim(), SHOWN_CHARS_MAX) }
         }
     }
 }
@@ -266,7 +272,7 @@ fn read_status(object: &Value) -> Status {
     // The code may be missing where the reason is not.
     let code = if matches!(reason, "Expired" | "Gone") { Some(410) } else { code };
     let message = text(object, "message").filter(|message| !message.is_empty()).unwrap_or(reason);
-    Status { code: code.unwrap_or_default(), message: shown(message) }
+    Status { code: code.unwrap_or_default(), message: shown(message, SHOWN_CHARS_MAX) }
 }
 
 fn metadata(object: &Value) -> Option<&Value> {
@@ -278,9 +284,9 @@ fn text<'a>(object: &'a Value, key: &str) -> Option<&'a str> {
 }
 
 /// Text of the server's for people: shortened, and nothing in it that a terminal would act on.
-fn shown(text: &str) -> String {
+fn shown(text: &str, chars_max: usize) -> String {
     let escape = |c: char| if matches!(c, '"' | '\'' | '\\') { c.to_string() } else { c.escape_debug().to_string() };
-    text.chars().take(SHOWN_CHARS_MAX).map(escape).collect()
+    text.chars().take(chars_max).map(escape).collect()
 }
 
 /// It goes into a request's path.
@@ -318,10 +324,14 @@ fn published(service: &Value, key: &str, listener_ip: Ipv4Addr) -> Published {
             return published;
         }
     };
-    let balanced = match spec.get("type").and_then(Value::as_str) {
-        Some("NodePort") => false,
-        Some("LoadBalancer") => has_ingress(service),
-        Some(_) | None => return published,
+    let balanced = match spec.get("type").unwrap_or(&Value::Null) {
+        Value::String(kind) if kind == "NodePort" => false,
+        Value::String(kind) if kind == "LoadBalancer" => has_ingress(service),
+        Value::String(_) | Value::Null => return published,
+        _ => {
+            published.complain(format!("{key}: field spec.type: expected a string"));
+            return published;
+        }
     };
     let ports = match spec.get("ports") {
         Some(Value::Array(ports)) => ports.as_slice(),
@@ -341,7 +351,8 @@ fn published(service: &Value, key: &str, listener_ip: Ipv4Addr) -> Published {
                 }
             }
             Err(cause) => {
-                let number = entry.get("port").map_or_else(|| "?".to_owned(), Value::to_string);
+                let number = entry.get("port").filter(|port| port.is_number());
+                let number = number.map_or_else(|| "?".to_owned(), Value::to_string);
                 published.complain(format!("{key} port {number}: {cause}"));
             }
         }
@@ -386,7 +397,7 @@ fn read_port(entry: &Value, balanced: bool) -> Result<Port, String> {
         Value::Null => None,
         // With `allocateLoadBalancerNodePorts: false`, or not yet allocated.
         value if value.as_u64() == Some(0) => None,
-        value => Some(number(value).ok_or_else(|| format!("nodePort {value}: expected 1 to 65535"))?),
+        value => Some(number(value).ok_or("nodePort: expected 1 to 65535")?),
     };
     Ok((protocol, inside, [node_port, balanced.then_some(inside)]))
 }

@@ -206,12 +206,12 @@ fn bearer(user: &At<'_>) -> Result<Option<Blob>, KubeconfigError> {
     Ok(Some(Blob { field: user.place("token"), place: Place::Inline(token.as_bytes().to_vec()) }))
 }
 
-/// A token as it goes into a header: without line ends around it. For tokens from files, too.
+/// A token as it goes into a header: without white space around it. For tokens from files, too.
 ///
 /// # Errors
 /// Says what is wrong, and nothing of the token.
 pub fn token(text: &str) -> Result<&str, &'static str> {
-    let token = text.trim_matches(['\r', '\n']);
+    let token = text.trim();
     if token.is_empty() {
         return Err("empty");
     }
