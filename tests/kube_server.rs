@@ -437,6 +437,10 @@ fn requests_go_wrong_as_told() {
         assert_eq!(api.get(&format!("{SERVICES}?watch=1&timeoutSeconds=1")).code, 200);
         api.server.clear_faults();
     }
+    api.server.fault(On::Any, Fault::Text { code: 429, retry_after: Some(1) }, Some(1));
+    let text = api.get(SERVICES);
+    assert_eq!((text.code, &*text.body), (429, "Too many requests, please try again later.\n"));
+    assert_eq!((&*text.headers["Content-Type"], &*text.headers["Retry-After"]), ("text/plain; charset=utf-8", "1"));
     let whole = api.get(SERVICES).body;
     for (fault, code) in [
         (Fault::HandshakeStall, TIMED_OUT),

@@ -11,17 +11,17 @@
 //!
 //! Left out: HTTP/2, gzip, TLS 1.2, other resources than all Services (`/api/v1/services`) and `/version`, writing,
 //! selectors, `resourceVersionMatch`, `sendInitialEvents`, tables and protobuf, pretty-printing for curl, authorization,
-//! the three seconds before a resourceVersion from the future gets its 504, and the plain text of some 429 and 404.
+//! the three seconds before a resourceVersion from the future gets its 504.
 //!
 //! Threads: one accepts, and each connection has one; a change is written to all watches by the thread that applies it.
 //! A client that does not read for ten seconds is cut. Everything ends, and is waited for, when the server is dropped.
 
+mod connection;
 mod http;
 mod peer;
 mod service;
 mod state;
 
-use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,15 +29,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
-
 use super::certs::Pki;
 use super::eventually;
 use super::vm::{Namespace, enter_named};
-use http::{Answer, failure_of};
+#[allow(unused_imports)] // Not every test that has this module names clients and ports.
 pub use http::{Client, Request};
-use peer::{Came, Peer, Tls};
-#[allow(unused_imports)] // Not every test that has this module names ports.
+use peer::Tls;
+#[allow(unused_imports)]
 pub use service::{Port, Service};
 use state::State;
 
@@ -45,12 +43,6 @@ pub const SERVICES: &str = "/api/v1/services";
 
 /// Connections at a time; more are closed at once.
 const CONNECTIONS_MAX: usize = 128;
-
-/// How long a connection may be silent between requests.
-const IDLE: Duration = Duration::from_secs(300);
-
-/// For a watch that names no `timeoutSeconds`: the least of what a real server takes, half an hour to an hour.
-const WATCH_TIMEOUT: u64 = 1800;
 
 /// Which requests a fault is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +61,8 @@ pub enum Fault {
     Mute,
     /// Answered with this code and its Status. `retry_after` (seconds) is for 429 and 503.
     Status { code: u16, retry_after: Option<u64> },
+    /// As `Status`, but with a line of text, as priority and fairness answers 429, and proxies anything.
+    Text { code: u16, retry_after: Option<u64> },
     /// Head, and then the connection is cut.
     DropAfterHead,
     /// Half of the body of a list, and then nothing. A watch gets its head and nothing.
@@ -354,156 +348,4 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>, tls: &Tls) {
             connections.push((socket, thread));
         }
     }
-}
-
-impl Shared {
-    fn connection(&self, socket: &Arc<TcpStream>, tls: &Tls) -> io::Result<()> {
-        let stall = self.state.lock().unwrap().take_fault(|_, fault| fault == Fault::HandshakeStall);
-        if stall.is_some() {
-            peer::hold(socket);
-            return Ok(());
-        }
-        let (peer, known) = Peer::accept(socket.clone(), tls)?;
-        let peer = Arc::new(peer);
-        let mut input = Vec::new();
-        while let Some(mut request) = Request::read(&peer, &mut input, Instant::now() + IDLE) {
-            let mut state = self.state.lock().unwrap();
-            request.client = client(&request, known, &state.tokens);
-            state.requests.push(request.clone());
-            let fault = state.take_fault(|on, fault| {
-                fault != Fault::HandshakeStall
-                    && match on {
-                        On::Any => true,
-                        On::List => request.is_list(),
-                        On::Watch => request.path == SERVICES && request.is_watch(),
-                    }
-            });
-            drop(state);
-            if !self.answer(&peer, &mut input, &request, fault)? || request.wants_close() {
-                break;
-            }
-        }
-        peer.close();
-        Ok(())
-    }
-
-    /// Answers to the end of the answer, which for a watch may be long. Whether the connection stays.
-    fn answer(
-        &self,
-        peer: &Arc<Peer>,
-        input: &mut Vec<u8>,
-        request: &Request,
-        fault: Option<Fault>,
-    ) -> io::Result<bool> {
-        let watch = request.path == SERVICES && request.is_watch();
-        match fault {
-            Some(Fault::Mute) => {
-                peer.hold();
-                return Ok(false);
-            }
-            Some(Fault::Status { code, retry_after }) => {
-                return write(peer, request.client, &Answer::status(&failure_of(code, retry_after)));
-            }
-            Some(Fault::DropAfterHead | Fault::Stall) if watch => {
-                peer.write(http::head(200, request.client, None, CHUNKED).as_bytes())?;
-                if fault == Some(Fault::Stall) {
-                    peer.hold();
-                }
-                peer.cut();
-                return Ok(false);
-            }
-            Some(Fault::DropAfterHead | Fault::Stall | Fault::HandshakeStall) | None => {}
-        }
-        if watch && request.client != Client::Unknown && request.method == "GET" {
-            return self.watch(peer, input, request);
-        }
-        let answer = self.state.lock().unwrap().respond(request);
-        let Some(fault) = fault else { return write(peer, request.client, &answer) };
-        let (head, body) = answer.bytes(request.client);
-        peer.write(head.as_bytes())?;
-        if fault == Fault::Stall {
-            peer.write(&body[..body.len() / 2])?;
-            peer.hold();
-        }
-        peer.cut();
-        Ok(false)
-    }
-
-    /// Follows a watch until it is over or cut. Whether the connection stays.
-    fn watch(&self, peer: &Arc<Peer>, input: &mut Vec<u8>, request: &Request) -> io::Result<bool> {
-        let head = http::head(200, request.client, None, CHUNKED);
-        let mut state = self.state.lock().unwrap();
-        let interval = state.bookmark_every;
-        let Some(id) = state.open_watch(request, peer, &head)? else { return Ok(true) };
-        drop(state);
-        let seconds = request.parameter("timeoutSeconds").parse().ok().filter(|seconds| *seconds > 0);
-        let end = Instant::now() + Duration::from_secs(seconds.unwrap_or(WATCH_TIMEOUT));
-        let mut bookmark = next_bookmark(end, interval);
-        loop {
-            let came = peer.read(input, bookmark.min(end));
-            let mut state = self.state.lock().unwrap();
-            if came == Came::Closed {
-                state.forget_watch(id);
-                return Ok(false);
-            }
-            if !state.is_open(id) {
-                return Ok(true);
-            }
-            let now = Instant::now();
-            if state.stalled && now >= bookmark.min(end) {
-                // Nothing is written, not even the end.
-                drop(state);
-                bookmark = now + Duration::from_millis(100);
-            } else if now >= end {
-                return state.end_watch(id).map(|()| true);
-            } else if now >= bookmark {
-                state.bookmark(Some(id));
-                bookmark = next_bookmark(end, interval);
-            }
-        }
-    }
-}
-
-const CHUNKED: &str = "Transfer-Encoding: chunked";
-
-/// After the interval, and two seconds before the watch ends, so that its client can go on from there.
-fn next_bookmark(end: Instant, interval: Duration) -> Instant {
-    let now = Instant::now();
-    let last = end.checked_sub(Duration::from_secs(2)).filter(|last| *last > now);
-    last.map_or(now + interval, |last| last.min(now + interval))
-}
-
-fn client(request: &Request, known: bool, tokens: &[String]) -> Client {
-    let token = request.header("authorization").and_then(|value| value.strip_prefix("Bearer "));
-    match token {
-        _ if known => Client::Certificate,
-        Some(token) if tokens.iter().any(|own| own == token) => Client::Token,
-        Some(_) | None => Client::Unknown,
-    }
-}
-
-fn write(peer: &Peer, client: Client, answer: &Answer) -> io::Result<bool> {
-    let (head, body) = answer.bytes(client);
-    peer.write(&[head.as_bytes(), &body].concat())?;
-    Ok(true)
-}
-
-impl State {
-    fn respond(&mut self, request: &Request) -> Answer {
-        if request.client == Client::Unknown {
-            return Answer::status(&failure_of(401, None));
-        }
-        match (request.method.as_str(), request.path.as_str()) {
-            ("GET", SERVICES) => self.list(request),
-            ("GET", "/version") => Answer::ok(format!("{:#}\n", version()).into_bytes()),
-            (_, SERVICES | "/version") => Answer::status(&failure_of(405, None)),
-            (_, _) => Answer::status(&failure_of(404, None)),
-        }
-    }
-}
-
-fn version() -> Value {
-    json!({"major": "1", "minor": "30", "gitVersion": "v1.30.4+k3s1", "gitTreeState": "clean", "compiler": "gc",
-        "gitCommit": "0000000000000000000000000000000000000000", "buildDate": "2024-08-21T00:00:00Z",
-        "goVersion": "go1.22.5", "platform": "linux/amd64"})
 }

@@ -1,6 +1,6 @@
-//! What the tests share: temporary directories, child processes, network namespaces, engines, and receivers of
-//! documents. Everything cleans up after itself when dropped, on failure too. Nothing here waits for a fixed time:
-//! [`eventually`] polls with a deadline and says what it saw.
+//! What the tests share: temporary directories, child processes, network namespaces, engines, an API server, and
+//! receivers of documents. Everything cleans up after itself when dropped, on failure too. Nothing here waits for a
+//! fixed time: [`eventually`] polls with a deadline and says what it saw.
 //!
 //! vsock is never opened by a test outside a guest that it booted: [`Agent::start`] refuses such arguments.
 

@@ -131,6 +131,7 @@ pub(super) struct Answer {
 
 pub(super) enum Body {
     Json(Vec<u8>),
+    Text(&'static str),
     /// With its chunks' frames, made once for many answers.
     Chunked(std::sync::Arc<[u8]>),
 }
@@ -146,23 +147,40 @@ impl Answer {
         Answer { code, body: Body::Json(status_text(status).into_bytes()), retry_after }
     }
 
+    pub fn text(code: u16, retry_after: Option<u64>) -> Answer {
+        let text = match code {
+            404 => "404 page not found\n",
+            429 => "Too many requests, please try again later.\n",
+            _ => "upstream connect error or disconnect/reset before headers\n",
+        };
+        Answer { code, body: Body::Text(text), retry_after }
+    }
+
     /// Head and body, each as they go out.
     pub fn bytes(&self, client: Client) -> (String, std::borrow::Cow<'_, [u8]>) {
         let (framing, body) = match &self.body {
             Body::Json(body) if body.len() <= SHORT => {
                 (format!("Content-Length: {}", body.len()), std::borrow::Cow::Borrowed(&**body))
             }
+            Body::Text(text) => (format!("Content-Length: {}", text.len()), text.as_bytes().into()),
             Body::Json(body) => ("Transfer-Encoding: chunked".to_owned(), framed(body).into()),
             Body::Chunked(body) => ("Transfer-Encoding: chunked".to_owned(), std::borrow::Cow::Borrowed(&**body)),
         };
-        (head(self.code, client, self.retry_after, &framing), body)
+        let head = head(self.code, client, self.retry_after, &framing);
+        match self.body {
+            Body::Text(_) => (head.replace("application/json", "text/plain; charset=utf-8"), body),
+            Body::Json(_) | Body::Chunked(_) => (head, body),
+        }
     }
 }
 
 /// A body as chunks, with the last one.
 pub(super) fn framed(body: &[u8]) -> Vec<u8> {
     // As long as Go's encoder happens to write them, which is no promise: objects go over their borders.
-    let mut framed: Vec<u8> = body.chunks(1 << 15).flat_map(super::peer::chunk).collect();
+    let mut framed = Vec::with_capacity(body.len() + body.len() / 1024 + 64);
+    for part in body.chunks(1 << 15) {
+        framed.extend_from_slice(&super::peer::chunk(part));
+    }
     framed.extend_from_slice(LAST_CHUNK);
     framed
 }

@@ -10,6 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
+use super::connection;
 use super::http::{Answer, Body, LAST_CHUNK, Request, failure, failure_of, framed, status_text, uid};
 use super::peer::{Peer, chunk};
 use super::service::{Identity, Service};
@@ -17,6 +18,9 @@ use super::{Cut, Fault, On};
 
 /// A cluster that has been up for a moment.
 const FIRST_VERSION: u64 = 1000;
+
+/// Tokens of older lists have expired.
+const SNAPSHOTS_MAX: usize = 16;
 
 type Snapshot = Arc<Vec<(String, Arc<str>)>>;
 
@@ -272,6 +276,9 @@ impl State {
         if now && !self.snapshots.contains_key(&version) {
             let all = self.objects.iter().map(|(key, object)| (key.clone(), object.json.clone()));
             self.snapshots.insert(version, Arc::new(all.collect()));
+            if self.snapshots.len() > SNAPSHOTS_MAX {
+                self.snapshots.pop_first();
+            }
         }
         let Some(snapshot) = self.snapshots.get(&version).cloned() else {
             let message = "The provided continue parameter is too old to display a consistent list result. You can \
@@ -319,7 +326,7 @@ impl State {
         let from = match if from.is_empty() { Ok(0) } else { parse_version(from) } {
             Ok(version) => version,
             Err(status) => {
-                super::write(peer, request.client, &Answer::status(&status))?;
+                connection::write(peer, request.client, &Answer::status(&status))?;
                 return Ok(None);
             }
         };
