@@ -21,6 +21,7 @@ const ABSENCES: &[(&str, &[&str])] = &[
             "crate::event",
             "std::fs",
             "stdin",
+            "stdout",
             "Stream",
             "std::thread",
             "log::",

@@ -36,6 +36,10 @@ pub enum ParseError {
         /// The limit.
         max: usize,
     },
+    /// It is of a kind that is not known: of what, and which, shortened and escaped.
+    Unknown(&'static str, String),
+    /// It could not be fetched.
+    Input(std::io::Error),
     /// iptables cannot print that table: it holds rules, sets or chains of nft's own.
     Foreign(&'static str),
 }
@@ -47,6 +51,8 @@ impl fmt::Display for ParseError {
             ParseError::Field { path, expected } => write!(f, "field {path}: expected {expected}"),
             ParseError::Missing(what) => write!(f, "no {what} where it should be"),
             ParseError::TooMany { what, max } => write!(f, "more than {max} {what}"),
+            ParseError::Unknown(what, name) => write!(f, "unknown {what} {name}"),
+            ParseError::Input(error) => write!(f, "cannot read: {error}"),
             ParseError::Foreign(table) => {
                 write!(
                     f,

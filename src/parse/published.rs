@@ -41,13 +41,15 @@ impl Published {
         }
     }
 
-    fn complain(&mut self, what: String) {
+    /// Adds a complaint, shortened and escaped.
+    pub(super) fn complain(&mut self, what: String) {
         if self.skipped.len() < COMPLAINTS_MAX {
             self.skipped.push(what.chars().take(200).collect::<String>().escape_debug().to_string());
         }
     }
 }
 
-fn port(number: u64) -> Option<NonZeroU16> {
+/// A port, where the number is one.
+pub(super) fn port(number: u64) -> Option<NonZeroU16> {
     u16::try_from(number).ok().and_then(NonZeroU16::new)
 }
