@@ -21,7 +21,7 @@ const ABSENCES: &[(&str, &[&str])] = &[
             "crate::event",
             "std::fs",
             "stdin",
-            "Stream",
+            "stdout",
             "std::thread",
             "log::",
             "Instant",

@@ -96,7 +96,9 @@ impl Client {
                          certificate-authority-data, or start the agent with --insecure-kubernetes-tls";
             return Err(in_file(wrong("insecure-skip-tls-verify", cause)));
         }
-        let (tls, name) = (tls_config(path, &kubeconfig)?, server_name(&kubeconfig).map_err(in_file)?);
+        let name = ServerName::try_from(kubeconfig.server_name.clone())
+            .map_err(|_| in_file(wrong("tls-server-name", "neither a name nor an address")))?;
+        let tls = tls_config(path, &kubeconfig)?;
         let agent = http::tls::agent(Arc::new(tls), name, http::config());
         let Kubeconfig { server, token, .. } = kubeconfig;
         Ok(Client { agent, server, kubeconfig: path.clone(), stamp, token })
@@ -187,22 +189,6 @@ fn read(kubeconfig: &Path, blob: &Blob) -> Result<Vec<u8>, KubernetesError> {
             read_file(&path).map_err(|error| KubernetesError::File { what: blob.field.clone(), path, error })
         }
     }
-}
-
-fn server_name(kubeconfig: &Kubeconfig) -> Result<ServerName<'static>, KubeconfigError> {
-    let host = || {
-        let authority = kubeconfig.server.split('/').nth(2).unwrap_or_default();
-        let host = match authority.rsplit_once(':') {
-            Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
-            _ => authority,
-        };
-        host.trim_start_matches('[').trim_end_matches(']').to_owned()
-    };
-    let (place, name) = match &kubeconfig.tls_server_name {
-        Some(name) => ("tls-server-name", name.clone()),
-        None => ("server", host()),
-    };
-    ServerName::try_from(name).map_err(|_| wrong(place, "expected the name or the address of a host"))
 }
 
 /// How to know the server, and how to prove who we are.
