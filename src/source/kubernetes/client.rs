@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
@@ -220,7 +220,7 @@ fn tls_config(path: &Path, kubeconfig: &Kubeconfig) -> Result<ClientConfig, Kube
             Err(error) => Err(in_file(blob, format!("is not PEM: {error}"))),
         }
     };
-    let provider = Arc::new(ring::default_provider());
+    let provider = Arc::new(http::crypto::provider());
     let builder = ClientConfig::builder_with_provider(provider.clone());
     let builder = builder.with_safe_default_protocol_versions().map_err(|error| KubernetesError::Request {
         server: kubeconfig.server.clone(),
@@ -246,7 +246,7 @@ fn tls_config(path: &Path, kubeconfig: &Kubeconfig) -> Result<ClientConfig, Kube
                 rustls::Error::InconsistentKeys(_) => {
                     in_file(key, format!("is not the key of the certificate in {}", certificate.field))
                 }
-                _ => in_file(key, format!("cannot be used (RSA from 2048 bits, P-256, P-384 or Ed25519): {error}")),
+                _ => in_file(key, format!("cannot be used (RSA from 2048 bits, P-256 or P-384): {error}")),
             })?
         }
         _ => builder.with_no_client_auth(),
