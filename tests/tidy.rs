@@ -22,6 +22,8 @@ const ABSENCES: &[(&str, &[&str])] = &[
             "std::fs",
             "stdin",
             "stdout",
+            "TcpStream",
+            "UnixStream",
             "std::thread",
             "log::",
             "Instant",
