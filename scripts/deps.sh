@@ -24,9 +24,10 @@ needs() {
   cni) echo /usr/lib/cni/portmap:containernetworking-plugins iptables:iptables nft:nftables ip:iproute2 ;;
   openssl) echo openssl:openssl curl:curl ;;
   demo) echo curl:curl ss:iproute2 ps:procps ;;
-  musl) echo readelf:binutils cc:gcc ;;
+  # ring is C and assembler, for the musl target too.
+  musl) echo readelf:binutils cc:gcc musl-gcc:musl-tools ;;
   # Where rustup has no musl target: Debian's compiler, with the source of the standard library (scripts/musl.sh).
-  musl-source) echo musl-gcc:musl-tools /usr/bin/rustc:rustc-web /usr/lib/rustlib/src/rust/library:rust-web-src ;;
+  musl-source) echo /usr/bin/rustc:rustc-web /usr/lib/rustlib/src/rust/library:rust-web-src ;;
   vm) echo qemu-system-x86_64:qemu-system-x86 mke2fs:e2fsprogs flock:util-linux setpriv:util-linux dpkg-deb:dpkg cc:gcc $BUSYBOX ;;
   bench) echo socat:socat ip:iproute2 ;;
   lint) echo shellcheck:shellcheck ;;

@@ -5,13 +5,14 @@
 //! 15 MB, whatever happens. Debug logging, which is for watching, not for keeping, is not limited so. A line that would
 //! have to wait for its reader is left out as well: no thread stops because nobody reads what it says.
 
+use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use env_logger::{Builder, Logger, Target};
-use jiff::Timestamp;
+use humantime::format_rfc3339_millis;
 use log::{Level, LevelFilter, Log, Metadata, Record, SetLoggerError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::json;
@@ -50,7 +51,7 @@ pub fn start(format: Format, debug: bool) -> Result<(), SetLoggerError> {
     // Libraries' own debug lines hold no news for our users.
     builder.filter_level(LevelFilter::Warn).filter_module("rancher_desktop", level).target(Target::Stderr);
     builder.format(move |out, record| {
-        let time = format!("{:.3}", Timestamp::now());
+        let time = timestamp();
         match format {
             Format::Text => writeln!(out, "{time} {:<5} {}", record.level(), one_line(&record.args().to_string())),
             Format::Json => {
@@ -63,6 +64,14 @@ pub fn start(format: Format, debug: bool) -> Result<(), SetLoggerError> {
     log::set_boxed_logger(Box::new(Limited { inner: builder.build(), bucket }))?;
     log::set_max_level(level);
     Ok(())
+}
+
+/// The time as logs and scripts are told it: `2026-11-21T01:02:03.456Z`.
+pub fn timestamp() -> String {
+    let mut text = String::new();
+    // Fails in the year 10000; a clock that was never set may be before 1970.
+    let _ = write!(text, "{}", format_rfc3339_millis(SystemTime::now().max(UNIX_EPOCH)));
+    text
 }
 
 /// Whatever a message quotes, it stays one line and sends nothing to a terminal.

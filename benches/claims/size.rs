@@ -6,16 +6,23 @@ use std::process::Command;
 use crate::report::{Row, musl, thousands};
 use crate::support::run;
 
-const BYTES_MAX: f64 = 1_400_000.0;
+/// The limits of `scripts/musl.sh`.
+const BYTES_MAX: f64 = 1_700_000.0;
+const SMALL_BYTES_MAX: f64 = 880_000.0;
 const CRATES_MAX: f64 = 45.0;
 
 pub fn measure() -> Vec<Row> {
     let mut rows = Vec::new();
-    for name in ["rancher-desktop-guestagent", "rancher-desktop-hostagent"] {
-        let file = musl(name).metadata().unwrap_or_else(|error| panic!("{name} for musl: {error}: run make musl"));
+    let programs = [
+        ("rancher-desktop-guestagent", "static musl binary", BYTES_MAX),
+        ("../small/rancher-desktop-guestagent", "static musl binary, without Kubernetes", SMALL_BYTES_MAX),
+        ("rancher-desktop-hostagent", "static musl binary", BYTES_MAX),
+    ];
+    for (path, how, bytes_max) in programs {
+        let file = musl(path).metadata().unwrap_or_else(|error| panic!("{path} for musl: {error}: run make musl"));
         let bytes = file.len();
-        let claim = format!("Size of `{name}`, static musl binary");
-        rows.push(Row::at_most(&claim, BYTES_MAX, "bytes", bytes as f64, format!("{} bytes", thousands(bytes))));
+        let claim = format!("Size of `{}`, {how}", path.trim_start_matches("../small/"));
+        rows.push(Row::at_most(&claim, bytes_max, "bytes", bytes as f64, format!("{} bytes", thousands(bytes))));
     }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let tree = ["tree", "--locked", "--edges", "normal", "--prefix", "none", "--no-dedupe"];

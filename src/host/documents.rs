@@ -11,9 +11,8 @@
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use jiff::Timestamp;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -78,6 +77,7 @@ enum Progress {
 impl<H: Host> Documents<H> {
     /// Ready to run.
     pub fn new(sockets: Vec<DocumentSocket>, forwards: Forwards<H>, reporter: Reporter) -> Documents<H> {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Documents {
             sockets,
             forwards,
@@ -88,7 +88,7 @@ impl<H: Host> Documents<H> {
             silent: 0,
             scratch: vec![0; READ_BYTES],
             // No other process had this number at this moment.
-            session: session::encode(&format!("{}-{}", std::process::id(), Timestamp::now().as_nanosecond())),
+            session: session::encode(&format!("{}-{}", std::process::id(), since_1970.as_nanos())),
         }
     }
 

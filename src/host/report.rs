@@ -16,9 +16,8 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
-
 use crate::host::quota::Quota;
+use crate::logging::timestamp;
 use crate::port::Binding;
 
 /// Lines that may wait for a slow reader: more than the `closed` lines of a full set of ports.
@@ -163,8 +162,8 @@ fn line_of(change: &Change) -> String {
     let Binding { protocol, host_ip, host_port } = change.binding;
     let event = change.outcome.event();
     let mut line = format!(
-        "{{\"time\":\"{:.3}\",\"event\":\"{event}\",\"protocol\":\"{protocol}\",\"hostIp\":\"{host_ip}\",\"hostPort\":{host_port}",
-        Timestamp::now()
+        "{{\"time\":\"{}\",\"event\":\"{event}\",\"protocol\":\"{protocol}\",\"hostIp\":\"{host_ip}\",\"hostPort\":{host_port}",
+        timestamp()
     );
     match &change.outcome {
         Outcome::Opened(target) => {
@@ -180,7 +179,7 @@ fn line_of(change: &Change) -> String {
 }
 
 fn suppressed_line(count: u64) -> String {
-    format!("{{\"time\":\"{:.3}\",\"event\":\"suppressed\",\"count\":{count}}}\n", Timestamp::now())
+    format!("{{\"time\":\"{}\",\"event\":\"suppressed\",\"count\":{count}}}\n", timestamp())
 }
 
 #[cfg(test)]

@@ -5,11 +5,11 @@
 
 use std::io::Write as _;
 
-use jiff::Timestamp;
 use serde_json::json;
 
 use super::Sink;
 use crate::event::{Answer, Document, Operation};
+use crate::logging::timestamp;
 
 /// Prints what it is told.
 pub struct Stdout;
@@ -23,7 +23,7 @@ impl Sink for Stdout {
         };
         for (binding, container_port) in &document.bindings {
             let line = json!({
-                "time": format!("{:.3}", Timestamp::now()),
+                "time": timestamp(),
                 "change": change,
                 "source": document.owner.source.as_str(),
                 "owner": &*document.owner.key,

@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rustls::CertificateError;
+use rustls::{AlertDescription, CertificateError};
 
 use crate::parse::ParseError;
 use crate::parse::kube::Status;
@@ -63,7 +63,7 @@ impl KubernetesError {
     pub fn server_answers(&self) -> Option<Duration> {
         match self {
             KubernetesError::Refused { retry_after, .. } => Some(retry_after.unwrap_or_default()),
-            KubernetesError::List { error: ParseError::Json(error), .. } if error.is_io() => None,
+            KubernetesError::List { error: ParseError::Input(_), .. } => None,
             KubernetesError::List { .. } => Some(Duration::ZERO),
             KubernetesError::File { .. }
             | KubernetesError::Kubeconfig { .. }
@@ -113,6 +113,9 @@ impl std::error::Error for KubernetesError {}
 fn explain(error: &rustls::Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let rustls::Error::InvalidCertificate(cause) = error else {
         return match error {
+            rustls::Error::AlertReceived(AlertDescription::ProtocolVersion) | rustls::Error::PeerIncompatible(_) => {
+                write!(f, "it does not speak TLS 1.3, which is needed ({error})")
+            }
             rustls::Error::AlertReceived(alert) => {
                 write!(
                     f,
