@@ -52,7 +52,7 @@ install: ## install the musl binaries where they are built, else this machine's 
 		sed -i 's|/usr/local/bin/|$(PREFIX)/bin/|' "$(DESTDIR)/etc/conf.d/rancher-desktop-guestagent"; }
 	install -D -m 0644 init/rancher-desktop-guestagent.logrotate "$(DESTDIR)/etc/logrotate.d/rancher-desktop-guestagent"
 
-bench: musl ## measure the README's claims and put them there (root; about seven minutes)
+bench: musl ## measure the README's claims and put them there (root; about ten minutes)
 	@scripts/deps.sh docker containerd cni openssl bench
 	cargo bench --locked --bench claims -- --update README.md
 

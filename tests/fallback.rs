@@ -62,30 +62,8 @@ fn wait_answer(from: &Namespace, address: &str, name: &str) {
     });
 }
 
-/// Every TCP address and port that something in the namespace listens on: what WSL sees.
-fn listening(namespace: &Namespace) -> Vec<String> {
-    let read = |name| fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap();
-    let tables = namespace.enter(|| read("tcp") + &read("tcp6"));
-    let sockets = tables.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let mut found: Vec<_> = sockets.filter(|words| words[3] == "0A").map(|words| address(words[1])).collect();
-    found.sort();
-    found.iter().map(SocketAddr::to_string).collect()
-}
-
-/// `0100007F:1F90` is 127.0.0.1:8080: words of 32 bits in the order of the machine.
-fn address(hex: &str) -> SocketAddr {
-    let (ip, port) = hex.split_once(':').unwrap();
-    let words = (0..ip.len()).step_by(8).map(|at| u32::from_str_radix(&ip[at..at + 8], 16).unwrap());
-    let bytes: Vec<u8> = words.flat_map(u32::to_ne_bytes).collect();
-    let ip = match <[u8; 4]>::try_from(&*bytes) {
-        Ok(v4) => IpAddr::from(v4),
-        Err(_) => IpAddr::from(<[u8; 16]>::try_from(&*bytes).unwrap()),
-    };
-    SocketAddr::new(ip, u16::from_str_radix(port, 16).unwrap())
-}
-
 fn wait_listening(vm: &Vm, agent: &Agent, expect: &[&str]) {
-    eventually(&format!("listeners {expect:?}"), || match listening(&vm.guest) {
+    eventually(&format!("listeners {expect:?}"), || match vm.guest.listening() {
         seen if seen == expect => Ok(()),
         seen => Err((seen, agent.log())),
     });
@@ -130,7 +108,7 @@ fn follows_the_rules(variant: Variant) {
     wait_listening(&vm, &agent, &["0.0.0.0:80"]);
     wait_answer(&vm.host, &format!("{GUEST}:80"), "default-again");
     assert_eq!(agent.stop(), Some(0));
-    assert_eq!(listening(&vm.guest), [""; 0]);
+    assert_eq!(vm.guest.listening(), [""; 0]);
     wait_answer(&vm.host, &format!("{GUEST}:80"), "default-again");
 }
 

@@ -119,7 +119,7 @@ impl CountedTools {
 }
 
 /// Watches an agent to which nothing happens.
-fn idle(agent: &Agent, receiver: &Receiver, claim: &str, (rss_max, cpu_max): (f64, f64)) -> Vec<Row> {
+pub fn idle(agent: &Agent, receiver: &Receiver, claim: &str, (rss_max, cpu_max): (f64, f64)) -> Vec<Row> {
     std::thread::sleep(CALM);
     eprintln!("  idle for {} s", IDLE.as_secs());
     let pid = agent.pid();
@@ -161,7 +161,7 @@ fn idle(agent: &Agent, receiver: &Receiver, claim: &str, (rss_max, cpu_max): (f6
 }
 
 /// A field of `/proc/PID/smaps_rollup` in KiB.
-fn rollup(pid: u32, field: &str) -> u64 {
+pub fn rollup(pid: u32, field: &str) -> u64 {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
     let line = rollup.lines().find(|line| line.starts_with(field)).expect(field);
     line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()

@@ -42,8 +42,8 @@ const REFUSED: [&str; 8] =
 pub struct Kubeconfig {
     /// `https://HOST[:PORT][/PATH]`, without a slash at its end.
     pub server: String,
-    /// The name that the server's certificate has to be for, where it is not the host in `server`.
-    pub tls_server_name: Option<String>,
+    /// What the server's certificate has to be for: `tls-server-name`, else the host in `server`.
+    pub server_name: String,
     /// Certificates of the authorities that the server's is to come from, PEM.
     pub certificate_authority: Option<Blob>,
     /// `insecure-skip-tls-verify: true`.
@@ -134,8 +134,9 @@ fn follow<'a>(root: &At<'a>, context: &At<'a>, list: &str, key: &str) -> Result<
 
 fn read(cluster: &At<'_>, user: &At<'_>) -> Result<Kubeconfig, KubeconfigError> {
     let url = cluster.text("server")?.ok_or_else(|| cluster.error("server", "not given".into()))?;
-    let tls_server_name = cluster.text("tls-server-name")?.map(str::to_owned);
-    if !tls_server_name.as_deref().is_none_or(is_server_name) {
+    let (server, host) = server(url).map_err(|cause| cluster.error("server", cause.into()))?;
+    let server_name = cluster.text("tls-server-name")?.unwrap_or(host);
+    if !is_server_name(server_name) {
         return Err(cluster.error("tls-server-name", "neither a name nor an address".into()));
     }
     if cluster.given("proxy-url") {
@@ -174,8 +175,8 @@ fn read(cluster: &At<'_>, user: &At<'_>) -> Result<Kubeconfig, KubeconfigError> 
         return Err(user.error(missing, format!("not given, but {there} is: both are needed")));
     }
     Ok(Kubeconfig {
-        server: server(url).map_err(|cause| cluster.error("server", cause.into()))?,
-        tls_server_name,
+        server,
+        server_name: server_name.to_owned(),
         certificate_authority,
         insecure_skip_tls_verify,
         client_certificate,

@@ -4,6 +4,8 @@
 //! the exact version. It never follows a redirect and never uses an HTTP proxy.
 
 #[cfg(feature = "kubernetes")]
+pub mod crypto;
+#[cfg(feature = "kubernetes")]
 pub mod tls;
 pub mod unix;
 

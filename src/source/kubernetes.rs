@@ -39,7 +39,8 @@ enum End {
     Unwanted,
 }
 
-/// Lists and watches until the server is lost or the agent ends. Returns whether it had all Services at last.
+/// Lists and watches until the server is lost or the agent ends. Returns whether it could follow at last: a list alone does
+/// not count, or a server that lets us list, but not watch, would be asked without pause.
 pub fn session(config: &KubernetesConfig, context: &Context) -> (bool, KubernetesError) {
     let mut refusals = 0;
     loop {
@@ -73,10 +74,12 @@ fn follow(config: &KubernetesConfig, context: &Context, healthy: &mut bool) -> R
                 return Ok(());
             }
             follower.list()?;
-            *healthy = true;
         }
         let begun = Instant::now();
-        complete = match follower.watch()? {
+        let end = follower.watch();
+        let lasted = begun.elapsed() >= WATCH_MIN;
+        *healthy |= lasted;
+        complete = match end? {
             End::InOrder => true,
             End::Broken(reason) => {
                 log::debug!("kubernetes: the watch {reason}; listing again");
@@ -84,7 +87,7 @@ fn follow(config: &KubernetesConfig, context: &Context, healthy: &mut bool) -> R
             }
             End::Unwanted => return Ok(()),
         };
-        failures = if begun.elapsed() < WATCH_MIN { failures + 1 } else { 0 };
+        failures = if lasted { 0 } else { failures + 1 };
         if failures > 0 && context.stop.wait(backoff::wait_after(failures)) {
             return Ok(());
         }

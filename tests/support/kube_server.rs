@@ -214,6 +214,11 @@ impl KubeServer {
         Applied { version, written }
     }
 
+    /// All there are now, by namespace and name.
+    pub fn services(&self) -> Vec<Service> {
+        self.state().services()
+    }
+
     /// The latest resourceVersion.
     pub fn version(&self) -> u64 {
         self.state().version

@@ -3,9 +3,9 @@
 //! Each has its own loopback, so that a port published in the guest and forwarded on the host do not meet, and tests
 //! do not meet either. The guest is 192.168.143.2 on `eth0`, its default gateway (the host) 192.168.143.1.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
@@ -104,6 +104,28 @@ impl Namespace {
     pub fn enter<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
         enter_named(&self.0, f)
     }
+
+    /// Every TCP address and port that something in the namespace listens on: what WSL sees.
+    pub fn listening(&self) -> Vec<String> {
+        let read = |name| fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap();
+        let tables = self.enter(|| read("tcp") + &read("tcp6"));
+        let sockets = tables.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let mut found: Vec<_> = sockets.filter(|words| words[3] == "0A").map(|words| address(words[1])).collect();
+        found.sort();
+        found.iter().map(SocketAddr::to_string).collect()
+    }
+}
+
+/// `0100007F:1F90` is 127.0.0.1:8080: words of 32 bits in the order of the machine.
+fn address(hex: &str) -> SocketAddr {
+    let (ip, port) = hex.split_once(':').unwrap();
+    let words = (0..ip.len()).step_by(8).map(|at| u32::from_str_radix(&ip[at..at + 8], 16).unwrap());
+    let bytes: Vec<u8> = words.flat_map(u32::to_ne_bytes).collect();
+    let ip = match <[u8; 4]>::try_from(&*bytes) {
+        Ok(v4) => IpAddr::from(v4),
+        Err(_) => IpAddr::from(<[u8; 16]>::try_from(&*bytes).unwrap()),
+    };
+    SocketAddr::new(ip, u16::from_str_radix(port, 16).unwrap())
 }
 
 /// As [`Namespace::enter`], for whoever may outlive the namespace.

@@ -10,8 +10,8 @@ const SERVER_BYTES_MAX: usize = 1024;
 /// The longest name of a host, in bytes: what DNS can carry.
 const HOST_BYTES_MAX: usize = 253;
 
-/// Reads `https://HOST[:PORT][/PATH]`; gives it without slashes at its end.
-pub(super) fn server(url: &str) -> Result<String, &'static str> {
+/// Reads `https://HOST[:PORT][/PATH]`; gives it without slashes at its end, and its host, an IPv6 address without brackets.
+pub(super) fn server(url: &str) -> Result<(String, &str), &'static str> {
     if url.len() > SERVER_BYTES_MAX {
         return Err("longer than 1024 bytes");
     }
@@ -40,7 +40,8 @@ pub(super) fn server(url: &str) -> Result<String, &'static str> {
     if !path.bytes().all(|b| b.is_ascii_alphanumeric() || b"/-._~!$&'()*+,;=:@%".contains(&b)) {
         return Err("the path has characters that URLs have not");
     }
-    Ok(format!("https://{authority}{}", path.trim_end_matches('/')))
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    Ok((format!("https://{authority}{}", path.trim_end_matches('/')), host))
 }
 
 fn split_port(authority: &str) -> (&str, Option<&str>) {

@@ -32,7 +32,7 @@ fn inline(field: &str, text: &str) -> Option<Blob> {
 fn reads_what_k3s_writes() {
     let expect = Kubeconfig {
         server: "https://127.0.0.1:6443".into(),
-        tls_server_name: None,
+        server_name: "127.0.0.1".into(),
         certificate_authority: inline(
             "clusters[name=default].cluster.certificate-authority-data",
             "-----BEGIN CERTIFICATE-----\n",
@@ -114,7 +114,7 @@ fn reads_the_current_context_and_no_other() {
     let file = |field: &str, path: &str| Some(Blob { field: field.into(), place: Place::File(path.into()) });
     let expect = Kubeconfig {
         server: "https://[fd00::1]:6443/k8s/clusters/c-1".into(),
-        tls_server_name: Some("kubernetes.default".into()),
+        server_name: "kubernetes.default".into(),
         certificate_authority: file("clusters[name=kubernetes].cluster.certificate-authority", "pki/ca.crt"),
         insecure_skip_tls_verify: false,
         client_certificate: file("users[name=kubernetes-admin].user.client-certificate", "/etc/pki/admin.crt"),
@@ -190,14 +190,16 @@ fn what_is_looked_for_is_named() {
 
 #[test]
 fn servers() {
-    for (given, expect) in [
-        ("https://h", "https://h"),
-        ("HTTPS://h:6443///", "https://h:6443"),
-        ("https://10.0.0.1:1/a/b%20c/", "https://10.0.0.1:1/a/b%20c"),
-        ("https://[::1]", "https://[::1]"),
-        ("https://a-b.c_d.example:65535", "https://a-b.c_d.example:65535"),
+    for (given, expect, name) in [
+        ("https://h", "https://h", "h"),
+        ("HTTPS://h:6443///", "https://h:6443", "h"),
+        ("https://10.0.0.1:1/a/b%20c/", "https://10.0.0.1:1/a/b%20c", "10.0.0.1"),
+        ("https://[::1]", "https://[::1]", "::1"),
+        ("https://[fd00::1]:6443", "https://[fd00::1]:6443", "fd00::1"),
+        ("https://a-b.c_d.example:65535", "https://a-b.c_d.example:65535", "a-b.c_d.example"),
     ] {
-        assert_eq!(parse(&with_server(given)).unwrap().server, expect);
+        let kubeconfig = parse(&with_server(given)).unwrap();
+        assert_eq!((kubeconfig.server.as_str(), kubeconfig.server_name.as_str()), (expect, name));
     }
     let check = |given: &str, cause: &str| {
         check_error(&with_server(given), &format!("clusters[name=c].cluster.server: {cause}"));
@@ -268,7 +270,7 @@ fn the_server_has_to_be_proved() {
     assert_eq!(parse(&with(&both, "")).unwrap().certificate_authority, expect);
     for name in ["10.0.0.1", "fd00::1", "a.example"] {
         let fields = format!("server: 'https://h', certificate-authority: f, tls-server-name: '{name}'");
-        assert_eq!(parse(&with(&fields, "")).unwrap().tls_server_name.as_deref(), Some(name));
+        assert_eq!(parse(&with(&fields, "")).unwrap().server_name, name);
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
@@ -96,7 +96,9 @@ impl Client {
                          certificate-authority-data, or start the agent with --insecure-kubernetes-tls";
             return Err(in_file(wrong("insecure-skip-tls-verify", cause)));
         }
-        let (tls, name) = (tls_config(path, &kubeconfig)?, server_name(&kubeconfig).map_err(in_file)?);
+        let name = ServerName::try_from(kubeconfig.server_name.clone())
+            .map_err(|_| in_file(wrong("tls-server-name", "neither a name nor an address")))?;
+        let tls = tls_config(path, &kubeconfig)?;
         let agent = http::tls::agent(Arc::new(tls), name, http::config());
         let Kubeconfig { server, token, .. } = kubeconfig;
         Ok(Client { agent, server, kubeconfig: path.clone(), stamp, token })
@@ -189,22 +191,6 @@ fn read(kubeconfig: &Path, blob: &Blob) -> Result<Vec<u8>, KubernetesError> {
     }
 }
 
-fn server_name(kubeconfig: &Kubeconfig) -> Result<ServerName<'static>, KubeconfigError> {
-    let host = || {
-        let authority = kubeconfig.server.split('/').nth(2).unwrap_or_default();
-        let host = match authority.rsplit_once(':') {
-            Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
-            _ => authority,
-        };
-        host.trim_start_matches('[').trim_end_matches(']').to_owned()
-    };
-    let (place, name) = match &kubeconfig.tls_server_name {
-        Some(name) => ("tls-server-name", name.clone()),
-        None => ("server", host()),
-    };
-    ServerName::try_from(name).map_err(|_| wrong(place, "expected the name or the address of a host"))
-}
-
 /// How to know the server, and how to prove who we are.
 fn tls_config(path: &Path, kubeconfig: &Kubeconfig) -> Result<ClientConfig, KubernetesError> {
     let in_file = |blob: &Blob, cause: String| KubernetesError::Kubeconfig {
@@ -220,7 +206,7 @@ fn tls_config(path: &Path, kubeconfig: &Kubeconfig) -> Result<ClientConfig, Kube
             Err(error) => Err(in_file(blob, format!("is not PEM: {error}"))),
         }
     };
-    let provider = Arc::new(ring::default_provider());
+    let provider = Arc::new(http::crypto::provider());
     let builder = ClientConfig::builder_with_provider(provider.clone());
     let builder = builder.with_safe_default_protocol_versions().map_err(|error| KubernetesError::Request {
         server: kubeconfig.server.clone(),
@@ -246,7 +232,7 @@ fn tls_config(path: &Path, kubeconfig: &Kubeconfig) -> Result<ClientConfig, Kube
                 rustls::Error::InconsistentKeys(_) => {
                     in_file(key, format!("is not the key of the certificate in {}", certificate.field))
                 }
-                _ => in_file(key, format!("cannot be used (RSA from 2048 bits, P-256, P-384 or Ed25519): {error}")),
+                _ => in_file(key, format!("cannot be used (RSA from 2048 bits, P-256 or P-384): {error}")),
             })?
         }
         _ => builder.with_no_client_auth(),

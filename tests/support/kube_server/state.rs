@@ -124,6 +124,10 @@ impl State {
         self.change(line)
     }
 
+    pub fn services(&self) -> Vec<Service> {
+        self.objects.values().map(|object| object.service.clone()).collect()
+    }
+
     fn change(&mut self, line: Vec<u8>) -> (u64, Instant) {
         let version = self.version;
         self.log.push(Change { version, line });

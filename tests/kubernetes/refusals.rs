@@ -1,0 +1,184 @@
+//! A server that answers, but not with what it was asked for: it is left alone for as long as it wants, and what it
+//! published stays.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use crate::support::kube_server::{Client, Cut, Fault, On, Request};
+use crate::support::kubeconfig::KubeConfig;
+use crate::world::{LONG_GRACE, World, count, node_port};
+
+/// Shorter than any of these tests: what a server that answers published does not depend on it.
+const SHORT_GRACE: [&str; 2] = ["--engine-grace", "100ms"];
+
+fn pauses(requests: &[Request]) -> Vec<Duration> {
+    requests.windows(2).map(|pair| pair[1].at - pair[0].at).collect()
+}
+
+#[test]
+#[ignore = "needs openssl"]
+fn a_wrong_token_is_refused_until_the_kubeconfig_has_a_right_one() {
+    let world = World::new();
+    world.server.add_token("the-right-one");
+    world.server.apply(node_port("web", 30080));
+    world.config_with_token("the-wrong-one").write(&world.kubeconfig());
+    let agent = world.agent(&["-debug"]);
+    agent.wait_log("refusals=4");
+    let log = agent.log();
+    assert_eq!(count(&log, " WARN "), 1, "{log}");
+    assert!(log.contains(&format!("{} answers 401: Unauthorized", world.server.url())), "{log}");
+    assert!(log.contains("credentials in the kubeconfig, which is read again"), "{log}");
+    let first = &world.server.requests()[0];
+    assert_eq!(first.header("authorization"), Some("Bearer the-wrong-one"));
+    world.config_with_token("the-right-one").write(&world.kubeconfig());
+    world.wait_marker(&agent, &["+ 0.0.0.0:30080/tcp"]);
+    let log = agent.log();
+    assert!(!log.contains("the-right-one") && !log.contains("the-wrong-one"), "a token in the log: {log}");
+}
+
+/// As kubelet does it for service accounts, every hour: the kubeconfig stays as it is.
+#[test]
+#[ignore = "needs openssl"]
+fn a_token_file_that_is_replaced_is_read_again() {
+    let world = World::new();
+    let path = world.dir.join("token");
+    fs::write(&path, "first\n").unwrap();
+    world.server.add_token("first");
+    let config =
+        KubeConfig { token_file: Some("token".into()), ..KubeConfig::anonymous(&world.pki, &world.server.url()) };
+    config.write(&world.kubeconfig());
+    let agent = world.agent(&[]);
+    world.server.wait_watches(1);
+    let mut expect = Vec::new();
+    world.wait_marker_after(&agent, &mut expect);
+    fs::write(&path, "second\n").unwrap();
+    world.server.forget_tokens();
+    world.server.add_token("second");
+    for how in [Cut::InOrder, Cut::BetweenLines] {
+        world.server.cut_watches(how);
+        world.server.wait_watches(1);
+        world.wait_marker_after(&agent, &mut expect);
+    }
+    let bearer = |request: &Request| request.header("authorization").unwrap().to_owned();
+    let seen: Vec<String> = world.server.requests().iter().map(bearer).collect();
+    let (first, second) = ("Bearer first", "Bearer second");
+    assert_eq!(seen, [first, first, second, second, second], "list, watch, watch, list, watch");
+    assert!(world.server.requests().iter().all(|request| request.client == Client::Token));
+    assert!(!agent.log().contains(" WARN "), "{}", agent.log());
+    // Nothing of it, or half: asked again, with words about the file.
+    for (text, cause) in [("", "tokenFile"), ("two words", "tokenFile")] {
+        fs::write(&path, text).unwrap();
+        world.server.cut_watches(Cut::BetweenLines);
+        agent.wait_log(cause);
+        fs::write(&path, "second").unwrap();
+        world.server.wait_watches(1);
+        world.wait_marker_after(&agent, &mut expect);
+    }
+    assert!(!agent.log().contains("two words"), "{}", agent.log());
+}
+
+/// All of it with claims that stay, far longer than the grace time.
+#[test]
+#[ignore = "needs openssl"]
+fn refusals_change_nothing_and_are_asked_less_and_less() {
+    for (code, words) in [
+        (401, "answers 401: Unauthorized (wrong or expired credentials"),
+        (403, "the kubeconfig's user needs the rights to list and watch services"),
+        (429, "answers 429"),
+        (500, "answers 500: Internal error occurred: etcdserver"),
+        (503, "answers 503: apiserver not ready"),
+        (504, "answers 504"),
+    ] {
+        let (world, agent) = World::running(&[node_port("web", 30080)], &SHORT_GRACE);
+        let mut expect = vec!["+ 0.0.0.0:30080/tcp"];
+        world.wait_documents(&agent, &expect);
+        let fault = if code == 504 {
+            Fault::Text { code, retry_after: None }
+        } else {
+            Fault::Status { code, retry_after: None }
+        };
+        world.server.fault(On::Any, fault, None);
+        world.server.cut_watches(Cut::BetweenLines);
+        agent.wait_log(words);
+        let seen = world.server.wait_requests(2 + 5, |_| true);
+        // The first of these is a list, and the last before it was a watch that lived.
+        let pauses = pauses(&seen[2..]);
+        for (pause, least) in pauses.iter().zip([100, 200, 400, 800]) {
+            assert!(*pause >= Duration::from_millis(least), "{code}: {pauses:?}");
+        }
+        assert_eq!(count(&agent.log(), " WARN "), 1, "{}", agent.log());
+        world.server.clear_faults();
+        world.server.wait_watches(1);
+        world.wait_marker_after(&agent, &mut expect);
+        assert_eq!(count(&agent.log(), "source ready"), 2, "{}", agent.log());
+    }
+}
+
+/// Not before its time: neither of the list nor of the watch, whatever the body of the answer is.
+#[test]
+#[ignore = "needs openssl"]
+fn retry_after_is_heeded() {
+    let wait = Duration::from_secs(2);
+    let retry_after = Some(wait.as_secs());
+    for fault in [
+        Fault::Status { code: 429, retry_after },
+        Fault::Text { code: 429, retry_after },
+        Fault::Status { code: 503, retry_after },
+    ] {
+        for on in [On::List, On::Watch] {
+            let (world, agent) = World::running(&[node_port("web", 30080)], &SHORT_GRACE);
+            let mut expect = vec!["+ 0.0.0.0:30080/tcp"];
+            world.wait_documents(&agent, &expect);
+            world.server.fault(on, fault, Some(1));
+            world.server.cut_watches(if on == On::List { Cut::BetweenLines } else { Cut::InOrder });
+            let refused = world.server.wait_requests(4, |_| true);
+            let pause = refused[3].at - refused[2].at;
+            assert!(pause >= wait && pause < wait * 3, "{fault:?} {on:?}: {pause:?}");
+            world.server.wait_watches(1);
+            world.wait_marker_after(&agent, &mut expect);
+            assert_eq!(count(&agent.log(), "source lost"), 1, "{}", agent.log());
+        }
+    }
+}
+
+/// Who may list, but not watch, is refused again and again.
+#[test]
+#[ignore = "needs openssl"]
+fn a_watch_that_is_refused_is_no_busy_loop() {
+    for code in [403, 500] {
+        let (world, agent) = World::running(&[node_port("web", 30080)], &SHORT_GRACE);
+        let mut expect = vec!["+ 0.0.0.0:30080/tcp"];
+        world.wait_documents(&agent, &expect);
+        world.server.fault(On::Watch, Fault::Status { code, retry_after: None }, None);
+        let begun = Instant::now();
+        world.server.cut_watches(Cut::InOrder);
+        let seen = world.server.wait_requests(1 + 7, Request::is_watch);
+        let pauses = pauses(&seen[1..]);
+        for (pause, least) in pauses.iter().zip([100, 200, 400, 800, 1600, 3200]) {
+            assert!(*pause >= Duration::from_millis(least), "{code}: {pauses:?}");
+        }
+        let lists = world.server.requests().iter().filter(|request| request.at >= begun && request.is_list()).count();
+        assert!(lists <= 7, "{lists} lists");
+        // What the lists show counts all the same.
+        world.server.apply(node_port("new", 30081));
+        expect.push("+ 0.0.0.0:30081/tcp");
+        world.wait_documents(&agent, &expect);
+        world.server.clear_faults();
+        world.server.wait_watches(1);
+        world.wait_marker_after(&agent, &mut expect);
+    }
+}
+
+/// As an apiserver does, which refuses for a while between the first connection and the first list.
+#[test]
+#[ignore = "needs openssl"]
+fn a_server_that_starts_slowly_is_waited_for() {
+    let (world, agent) = World::running(&[node_port("web", 30080)], &LONG_GRACE);
+    world.wait_documents(&agent, &["+ 0.0.0.0:30080/tcp"]);
+    world.server.stop();
+    agent.wait_log("source lost");
+    world.server.apply(node_port("new", 30081));
+    world.server.fault(On::Any, Fault::Status { code: 503, retry_after: Some(1) }, Some(4));
+    world.server.resume();
+    world.wait_documents(&agent, &["+ 0.0.0.0:30080/tcp", "+ 0.0.0.0:30081/tcp"]);
+}
