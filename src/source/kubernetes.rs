@@ -69,10 +69,11 @@ fn follow(config: &KubernetesConfig, context: &Context, healthy: &mut bool) -> R
     let mut failures = 0;
     let mut complete = false;
     loop {
+        // Also where the watch has ended in order: one that is never silent has not asked.
+        if follower.client.is_outdated() {
+            return Ok(());
+        }
         if !complete {
-            if follower.client.is_outdated() {
-                return Ok(());
-            }
             follower.list()?;
         }
         let begun = Instant::now();
