@@ -2,47 +2,54 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::agent::Agent;
 use crate::support::kube_server::{Cut, Fault, On, Request};
 use crate::support::within;
-use crate::world::{LONG_GRACE, World, count, node_port};
+use crate::world::{LONG_GRACE, World, count, node_port, side_by_side};
 
 /// Nothing of HTTP or TLS is given more than ten seconds.
 const PATIENCE: Duration = Duration::from_secs(25);
 
-fn wait_ready(agent: &Agent, limit: Duration) {
-    within(limit, "the list", || Some(()).filter(|()| agent.log().contains("source ready")).ok_or_else(|| agent.log()));
-}
-
-fn starts_though_the_first_stalls(fault: Fault) {
+/// Server and kubeconfig are there, and the first request goes wrong like this.
+fn spoilt(fault: Fault) -> World {
     let world = World::new();
     world.server.apply(node_port("web", 30080));
     world.server.fault(On::Any, fault, Some(1));
     world.config().write(&world.kubeconfig());
-    let agent = world.agent(&[]);
-    wait_ready(&agent, PATIENCE);
-    world.wait_marker(&agent, &["+ 0.0.0.0:30080/tcp"]);
-    let log = agent.log();
-    assert_eq!((count(&log, "source lost"), count(&log, " WARN ")), (1, 1), "{log}");
-    assert!(log.contains(&world.server.url()), "{log}");
+    world
 }
 
 #[test]
 #[ignore = "needs openssl"]
-fn s09_a_handshake_that_stalls() {
-    starts_though_the_first_stalls(Fault::HandshakeStall);
+fn s09_a_first_connection_that_leads_nowhere() {
+    let faults = [Fault::HandshakeStall, Fault::Mute, Fault::Stall, Fault::DropAfterHead];
+    side_by_side(faults, |fault| {
+        let world = spoilt(fault);
+        let agent = world.agent(&[]);
+        within(PATIENCE, "the list", || match agent.log() {
+            log if log.contains("source ready") => Ok(()),
+            log => Err(log),
+        });
+        world.wait_marker(&agent, &["+ 0.0.0.0:30080/tcp"]);
+        let log = agent.log();
+        assert_eq!((count(&log, "source lost"), count(&log, " WARN ")), (1, 1), "{log}");
+        assert!(log.contains(&world.server.url()), "{log}");
+    });
 }
 
+/// Whatever is waited for: who is told to end does so.
 #[test]
 #[ignore = "needs openssl"]
-fn s09_a_connection_that_is_never_answered() {
-    starts_though_the_first_stalls(Fault::Mute);
-}
-
-#[test]
-#[ignore = "needs openssl"]
-fn s09_a_list_that_is_cut_after_its_head() {
-    starts_though_the_first_stalls(Fault::DropAfterHead);
+fn an_end_while_the_server_is_silent() {
+    for fault in [Fault::HandshakeStall, Fault::Mute, Fault::Stall] {
+        let world = spoilt(fault);
+        let agent = world.agent(&[]);
+        if fault != Fault::HandshakeStall {
+            world.server.wait_requests(1, |_| true);
+        }
+        let told = Instant::now();
+        assert_eq!(agent.stop(), Some(0), "{fault:?}");
+        assert!(told.elapsed() < Duration::from_secs(4), "{fault:?}: {:?}", told.elapsed());
+    }
 }
 
 /// Half a list is no list: what it lacks is not gone.

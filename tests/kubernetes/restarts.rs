@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::certs::Pki;
+use crate::support::kube_server::Cut;
 use crate::support::kubeconfig::KubeConfig;
 use crate::world::{LONG_GRACE, World, count, node_port};
 
@@ -93,6 +94,25 @@ fn s02_another_cluster_while_the_old_one_is_there() {
     other.server.wait_watches(1);
     let documents = world.documents();
     assert_eq!(documents.iter().filter(|document| document.contains("30002")).count(), 1, "{documents:?}");
+    assert!(!agent.log().contains(" WARN "), "{}", agent.log());
+}
+
+/// The same where something happens all the time: no moment of silence is needed.
+#[test]
+#[ignore = "needs openssl"]
+fn s02_another_cluster_while_the_old_one_is_busy() {
+    let (world, agent) = World::running(&[node_port("old", 30001)], &LONG_GRACE);
+    world.wait_documents(&agent, &["+ 0.0.0.0:30001/tcp"]);
+    world.server.bookmark_every(Duration::from_millis(200));
+    world.server.cut_watches(Cut::InOrder);
+    world.server.wait_watches(1);
+    let other = World::new();
+    other.server.apply(node_port("new", 30003));
+    other.config().write(&world.kubeconfig());
+    // As it does every minute.
+    world.server.cut_watches(Cut::InOrder);
+    other.server.wait_watches(1);
+    world.wait_documents(&agent, &["+ 0.0.0.0:30001/tcp", "- 0.0.0.0:30001/tcp", "+ 0.0.0.0:30003/tcp"]);
     assert!(!agent.log().contains(" WARN "), "{}", agent.log());
 }
 
