@@ -19,7 +19,7 @@ fn spoilt(fault: Fault) -> World {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s09_a_first_connection_that_leads_nowhere() {
     let faults = [Fault::HandshakeStall, Fault::Mute, Fault::Stall, Fault::DropAfterHead];
     side_by_side(faults, |fault| {
@@ -38,7 +38,7 @@ fn s09_a_first_connection_that_leads_nowhere() {
 
 /// Whatever is waited for: who is told to end does so.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn an_end_while_the_server_is_silent() {
     for fault in [Fault::HandshakeStall, Fault::Mute, Fault::Stall] {
         let world = spoilt(fault);
@@ -54,7 +54,7 @@ fn an_end_while_the_server_is_silent() {
 
 /// Half a list is no list: what it lacks is not gone.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s02_a_list_that_stalls_is_not_taken_for_an_empty_one() {
     let services: Vec<_> = (0..50).map(|n| node_port(&format!("s{n}"), 30100 + n)).collect();
     let (world, agent) = World::running(&services, &LONG_GRACE);
@@ -75,7 +75,7 @@ fn s02_a_list_that_stalls_is_not_taken_for_an_empty_one() {
 
 /// A watch that is accepted, and of which not even the head comes.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s02_a_watch_that_is_never_answered() {
     let (world, agent) = World::running(&[node_port("web", 30080)], &LONG_GRACE);
     world.wait_documents(&agent, &["+ 0.0.0.0:30080/tcp"]);
@@ -89,7 +89,7 @@ fn s02_a_watch_that_is_never_answered() {
 
 /// An event of which the second half does not come.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s02_an_event_that_stalls() {
     let (world, agent) = World::running(&[node_port("web", 30080)], &LONG_GRACE);
     world.wait_documents(&agent, &["+ 0.0.0.0:30080/tcp"]);
@@ -104,7 +104,7 @@ fn s02_an_event_that_stalls() {
 /// The connection stays open, and nothing comes any more: neither events nor the end that was asked for. Next to it, a
 /// watch that ends when it should. Takes 70 s.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s02_a_watch_that_stalls_is_noticed_and_one_that_ends_is_not() {
     let (quiet, quiet_agent) = World::running(&[node_port("web", 30080)], &LONG_GRACE);
     let (world, agent) = World::running(&[node_port("web", 30080), node_port("goes", 30081)], &LONG_GRACE);

@@ -19,7 +19,7 @@ fn beside(dir: &TempDir, from: &Path) -> PathBuf {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn every_form_of_key_inline_and_as_a_file() {
     for key in [Key::EcSec1, Key::EcPkcs8, Key::EcP384, Key::RsaPkcs1, Key::RsaPkcs8] {
         for files in [false, true] {
@@ -63,7 +63,7 @@ fn complains(world: &World, config: &KubeConfig, mended: &KubeConfig, more: &[&s
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn a_key_of_another_certificate() {
     let world = World::new();
     let wrong = KubeConfig::with_key(&world.pki, &world.server.url(), Key::Mismatch);
@@ -74,7 +74,7 @@ fn a_key_of_another_certificate() {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn a_key_of_a_kind_that_was_left_out() {
     let world = World::new();
     let wrong = KubeConfig::with_key(&world.pki, &world.server.url(), Key::Ed25519);
@@ -83,7 +83,7 @@ fn a_key_of_a_kind_that_was_left_out() {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn a_client_certificate_from_elsewhere() {
     let world = World::new();
     let wrong = KubeConfig { client: Some(world.pki.foreign_client()), ..world.config() };
@@ -92,7 +92,7 @@ fn a_client_certificate_from_elsewhere() {
 
 /// Some servers end the handshake instead, and how soon they close after that is a matter of luck.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn a_client_certificate_from_elsewhere_that_a_proxy_ends_the_handshake_for() {
     for _ in 0..5 {
         let world = World::new();
@@ -104,7 +104,7 @@ fn a_client_certificate_from_elsewhere_that_a_proxy_ends_the_handshake_for() {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn a_server_certificate_that_has_expired() {
     let world = World::with(Pki::with(&["IP:127.0.0.1"], ServerCertificate::Expired));
     let config = world.config();
@@ -119,7 +119,7 @@ fn a_server_certificate_that_has_expired() {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn a_server_certificate_of_another_authority() {
     let world = World::with(Pki::with(&["IP:127.0.0.1"], ServerCertificate::ForeignCa));
     world.config().write(&world.kubeconfig());
@@ -132,7 +132,7 @@ fn a_server_certificate_of_another_authority() {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn a_server_certificate_for_other_names_and_tls_server_name() {
     for (name, wrong_name) in [("DNS:kubernetes.default.svc", None), ("DNS:kubernetes.default.svc", Some("other.test"))]
     {
@@ -145,7 +145,7 @@ fn a_server_certificate_for_other_names_and_tls_server_name() {
 
 /// By its name, and on IPv6.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn servers_by_name_and_by_ipv6_address() {
     let world = World::new();
     world.server.apply(node_port("web", 30080));
@@ -164,7 +164,7 @@ fn servers_by_name_and_by_ipv6_address() {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn insecure_skip_tls_verify_needs_a_flag_besides() {
     let world = World::with(Pki::with(&["DNS:elsewhere.test"], ServerCertificate::Expired));
     world.server.apply(node_port("web", 30080));
@@ -192,7 +192,7 @@ fn insecure_skip_tls_verify_needs_a_flag_besides() {
 
 /// As k3s rotates them: the certificate's file is another, and the kubeconfig is as it was.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn a_client_certificate_that_is_replaced_on_disk() {
     let world = World::new();
     let good = world.pki.client(Key::EcPkcs8);

@@ -48,27 +48,27 @@ fn a_cut_is_not_noticed(how: Cut) {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s02_a_watch_cut_in_the_middle_of_a_line() {
     a_cut_is_not_noticed(Cut::MidLine);
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s02_a_watch_cut_between_lines() {
     a_cut_is_not_noticed(Cut::BetweenLines);
 }
 
 /// As after `timeoutSeconds`: no list is needed then.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s02_a_watch_that_ends_in_order() {
     a_cut_is_not_noticed(Cut::InOrder);
 }
 
 /// It goes on at the version of the last event or bookmark, and on the same connection.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s02_a_watch_goes_on_where_it_was() {
     let (world, agent, _) = running();
     let listed = world.server.version().to_string();
@@ -97,7 +97,7 @@ fn s02_a_watch_goes_on_where_it_was() {
 
 /// What changed while the watch was down comes from the list, which is compared.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s02_what_changes_meanwhile_arrives() {
     for how in [Cut::MidLine, Cut::BetweenLines, Cut::InOrder] {
         let (world, agent, _) = running();
@@ -117,7 +117,7 @@ fn s02_what_changes_meanwhile_arrives() {
 
 /// The version has become too old, which the server says in one way or another; each time something has changed.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s02_a_version_that_has_expired() {
     for way in ["status", "event", "now"] {
         let (world, agent, _) = running();
@@ -149,7 +149,7 @@ fn s02_a_version_that_has_expired() {
 
 /// A server that ends watches at once is asked less and less often.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s02_watches_that_end_at_once_are_no_busy_loop() {
     for fault in [Fault::DropAfterHead, Fault::Status { code: 410, retry_after: None }] {
         let (world, agent, mut expect) = running();

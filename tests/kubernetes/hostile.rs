@@ -35,7 +35,7 @@ fn service(name: &Value, spec: &Value) -> Value {
 
 /// After each of them there is a new list, which has what the event may have said.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn events_that_cannot_be_read() {
     let ports = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30081}]});
     let pod = json!({"kind": "Pod", "metadata": service(&json!("web"), &ports)["metadata"]});
@@ -78,7 +78,7 @@ fn events_that_cannot_be_read() {
 
 /// A Service that is wrong in parts publishes the others; the watch goes on.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn services_that_are_wrong_in_parts() {
     let (world, agent, mut expect) = running();
     let ports = json!([
@@ -113,7 +113,7 @@ fn services_that_are_wrong_in_parts() {
 
 /// Far more than any object can be.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn an_event_of_64_mb() {
     let (world, agent, mut expect) = running();
     let before = status_kb(agent.pid(), "VmHWM:");
@@ -129,7 +129,7 @@ fn an_event_of_64_mb() {
 
 /// A Service as large as the server's storage takes, and all of it in what the agent does not want.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn a_service_of_1_5_mb() {
     let (world, agent, mut expect) = running();
     let mut large = service(&json!("large"), &json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30081}]}));
@@ -143,7 +143,7 @@ fn a_service_of_1_5_mb() {
 
 /// The first thousand are kept, and that there are more is said.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn a_service_of_more_ports_than_are_taken() {
     let (world, agent, _) = running();
     let ports: Vec<Port> = (0..1100).map(|n| Port::tcp(1 + n, 31000 + n)).collect();
@@ -159,7 +159,7 @@ fn a_service_of_more_ports_than_are_taken() {
 
 /// Nothing of such a list counts, and it is asked for again.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn lists_that_cannot_be_used() {
     let metadata = json!({"resourceVersion": "1001"});
     let whole = json!({"kind": "ServiceList", "apiVersion": "v1", "metadata": metadata, "items": []}).to_string();
@@ -221,7 +221,7 @@ fn instead(answer: impl Fn(&str, &mut dyn Write) -> io::Result<()> + Send + Sync
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn html_in_place_of_a_list() {
     let html = "<html><head><title>Sign in</title></head></html>";
     instead(move |_, out| answer(out, "200 OK\r\nContent-Type: text/html", html), "the list of Services from");
@@ -230,7 +230,7 @@ fn html_in_place_of_a_list() {
 
 /// Nobody is asked but the server that the kubeconfig names, credentials or not.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn redirects_are_never_followed() {
     let codes = ["301 Moved Permanently", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"];
     side_by_side(codes, |code| {
@@ -242,7 +242,7 @@ fn redirects_are_never_followed() {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn headers_without_end() {
     instead(
         |_, out| {
@@ -263,7 +263,7 @@ fn headers_without_end() {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn what_is_no_http() {
     instead(|_, out| out.write_all(b"SSH-2.0-OpenSSH_9.2\r\n"), "cannot ask https://");
     instead(|_, _| Ok(()), "cannot ask https://");
@@ -275,7 +275,7 @@ fn what_is_no_http() {
 
 /// A list is answered, and the connection of each watch ends without a word.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn watches_that_are_closed_unanswered_are_no_busy_loop() {
     let list = json!({"kind": "ServiceList", "metadata": {"resourceVersion": "1"}, "items": [
         {"metadata": {"namespace": "default", "name": "web", "resourceVersion": "1"},

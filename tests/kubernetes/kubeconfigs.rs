@@ -46,7 +46,7 @@ fn refused_with(from: &str, to: &str, words: &[&str]) {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn names_that_lead_nowhere() {
     refused_with(
         "current-context: default",
@@ -59,7 +59,7 @@ fn names_that_lead_nowhere() {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn fields_that_cannot_be_used() {
     refused_with(
         "certificate-authority-data: ",
@@ -81,7 +81,7 @@ fn fields_that_cannot_be_used() {
 
 /// Base64 of something that is not what it should be.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn data_of_the_wrong_kind() {
     refused(
         |world, path| {
@@ -100,7 +100,7 @@ fn data_of_the_wrong_kind() {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn files_that_it_names() {
     let with_files = |ca: &str| {
         let ca = Some(ca.into());
@@ -128,7 +128,7 @@ fn files_that_it_names() {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn what_is_no_file_of_text() {
     refused(|_, path| fs::create_dir(path).unwrap(), &["not a regular file"]);
     refused(|_, path| nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRUSR).unwrap(), &["not a regular file"]);
@@ -140,14 +140,14 @@ fn what_is_no_file_of_text() {
 
 /// Of 100 MB, none of which is on the disk; it is not read.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn a_file_of_100_mb() {
     refused(|_, path| fs::File::create(path).unwrap().set_len(100 << 20).unwrap(), &["more than 1048576 bytes"]);
 }
 
 /// Nine aliases of nine aliases, and so on: a billion words where they are followed.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn a_file_that_would_grow() {
     let mut text = "a0: &a0 word\n".to_owned();
     for n in 1..10 {
@@ -171,7 +171,7 @@ fn a_file_that_would_grow() {
 
 /// While it is followed: what is held stays, for the grace time at least.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn a_file_that_is_spoilt_and_mended() {
     let (world, agent) = World::running(&[node_port("web", 30080)], &LONG_GRACE);
     let mut expect = vec!["+ 0.0.0.0:30080/tcp"];

@@ -44,7 +44,7 @@ impl Guest {
 }
 
 #[test]
-#[ignore = "needs root, openssl"]
+#[ignore = "needs root, openssl, iproute2, iptables (scripts/deps.sh openssl cni)"]
 fn s22_node_ports_get_listeners() {
     let guest = Guest::new();
     guest.server.apply(node_port("early", 30080));
@@ -65,7 +65,7 @@ fn s22_node_ports_get_listeners() {
 }
 
 #[test]
-#[ignore = "needs root, openssl"]
+#[ignore = "needs root, openssl, iproute2, iptables (scripts/deps.sh openssl cni)"]
 fn s30_node_ports_on_the_loopback_get_listeners_there() {
     let guest = Guest::new();
     guest.server.apply(Service::node_port("default", "web", &[Port::tcp(80, 30080), Port::udp(53, 30053)]));
@@ -79,7 +79,7 @@ fn s30_node_ports_on_the_loopback_get_listeners_there() {
 
 /// The guest's side of the link goes down, and with it every answer: not even a reset comes.
 #[test]
-#[ignore = "needs root, openssl"]
+#[ignore = "needs root, openssl, iproute2, iptables (scripts/deps.sh openssl cni)"]
 fn s02_a_server_that_vanishes_without_a_word_is_noticed() {
     let guest = Guest::new();
     guest.server.apply(node_port("web", 30080));

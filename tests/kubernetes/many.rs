@@ -59,7 +59,7 @@ impl Bounds {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s26_5000_services_come_and_go_through_lists() {
     let (world, agent) = World::running(&[], &LONG_GRACE);
     let mut bounds = Bounds::new(agent);
@@ -87,7 +87,7 @@ fn s26_5000_services_come_and_go_through_lists() {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s26_5000_services_come_and_go_through_events() {
     let (world, agent) = World::running(&[], &LONG_GRACE);
     let mut bounds = Bounds::new(agent);

@@ -16,7 +16,7 @@ fn pauses(requests: &[Request]) -> Vec<Duration> {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn a_wrong_token_is_refused_until_the_kubeconfig_has_a_right_one() {
     let world = World::new();
     world.server.add_token("the-right-one");
@@ -38,7 +38,7 @@ fn a_wrong_token_is_refused_until_the_kubeconfig_has_a_right_one() {
 
 /// As kubelet does it for service accounts, every hour: the kubeconfig stays as it is.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn a_token_file_that_is_replaced_is_read_again() {
     let world = World::new();
     let path = world.dir.join("token");
@@ -79,7 +79,7 @@ fn a_token_file_that_is_replaced_is_read_again() {
 
 /// All of it with claims that stay, far longer than the grace time.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn refusals_change_nothing_and_are_asked_less_and_less() {
     let status = |code| Fault::Status { code, retry_after: None };
     let cases = [
@@ -112,7 +112,7 @@ fn refusals_change_nothing_and_are_asked_less_and_less() {
 
 /// Not before its time: neither of the list nor of the watch, whatever the body of the answer is.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn retry_after_is_heeded() {
     let wait = Duration::from_secs(2);
     let retry_after = Some(wait.as_secs());
@@ -138,7 +138,7 @@ fn retry_after_is_heeded() {
 
 /// Who may list, but not watch, is refused again and again.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn a_watch_that_is_refused_is_no_busy_loop() {
     side_by_side([403, 500], |code| {
         let (world, agent) = World::running(&[node_port("web", 30080)], &SHORT_GRACE);
@@ -166,7 +166,7 @@ fn a_watch_that_is_refused_is_no_busy_loop() {
 
 /// As an apiserver does, which refuses for a while between the first connection and the first list.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn a_server_that_starts_slowly_is_waited_for() {
     let (world, agent) = World::running(&[node_port("web", 30080)], &LONG_GRACE);
     world.wait_documents(&agent, &["+ 0.0.0.0:30080/tcp"]);

@@ -8,7 +8,7 @@ use crate::support::kubeconfig::KubeConfig;
 use crate::world::{LONG_GRACE, World, count, node_port};
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s02_a_restart_keeps_then_compares() {
     let services = [node_port("stays", 30001), node_port("goes", 30002), node_port("changes", 30003)];
     let (world, mut agent) = World::running(&services, &LONG_GRACE);
@@ -40,7 +40,7 @@ fn s02_a_restart_keeps_then_compares() {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s02_a_server_that_stays_away_is_withdrawn_after_the_grace_time() {
     let (world, agent) = World::running(&[node_port("web", 30080)], &["--engine-grace", "1s"]);
     let mut expect = vec!["+ 0.0.0.0:30080/tcp"];
@@ -59,7 +59,7 @@ fn s02_a_server_that_stays_away_is_withdrawn_after_the_grace_time() {
 
 /// All Services have gone with the old cluster, whose authority nobody has the key of any more.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s02_a_cluster_that_is_reset() {
     let (world, agent) = World::running(&[node_port("old", 30001), node_port("stays", 30002)], &LONG_GRACE);
     world.receiver.wait_held(&["0.0.0.0:30001/tcp", "0.0.0.0:30002/tcp"]);
@@ -81,7 +81,7 @@ fn s02_a_cluster_that_is_reset() {
 
 /// While everything works: what the new one says counts within seconds.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s02_another_cluster_while_the_old_one_is_there() {
     let (world, agent) = World::running(&[node_port("old", 30001), node_port("both", 30002)], &LONG_GRACE);
     world.receiver.wait_held(&["0.0.0.0:30001/tcp", "0.0.0.0:30002/tcp"]);
@@ -99,7 +99,7 @@ fn s02_another_cluster_while_the_old_one_is_there() {
 
 /// The same where something happens all the time: no moment of silence is needed.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s02_another_cluster_while_the_old_one_is_busy() {
     let (world, agent) = World::running(&[node_port("old", 30001)], &LONG_GRACE);
     world.wait_documents(&agent, &["+ 0.0.0.0:30001/tcp"]);
@@ -118,7 +118,7 @@ fn s02_another_cluster_while_the_old_one_is_busy() {
 
 /// A kubeconfig that goes away has no say: whoever replaces it without a rename takes it away for a moment.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s02_a_kubeconfig_that_is_gone_changes_nothing() {
     let (world, agent) = World::running(&[node_port("web", 30080)], &LONG_GRACE);
     let mut expect = vec!["+ 0.0.0.0:30080/tcp"];

@@ -12,7 +12,7 @@ fn balancer(name: &str, ports: &[Port], ingress: &[&str]) -> Service {
 const BALANCER: &str = "192.168.143.2";
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s23_type_flips_move_only_what_changes() {
     let (world, agent) = World::running(&[node_port("other", 30001)], &[]);
     let ports = [Port::tcp(80, 30080)];
@@ -41,7 +41,7 @@ fn s23_type_flips_move_only_what_changes() {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s23_one_port_of_three_changes() {
     let service =
         |second: Port| Service::node_port("default", "web", &[Port::tcp(1, 30001), second, Port::udp(3, 30003)]);
@@ -73,7 +73,7 @@ fn s23_one_port_of_three_changes() {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s30_a_load_balancer_that_nobody_answers_for_is_not_announced() {
     let ports = [Port::tcp(80, 30080)];
     let (world, agent) = World::running(&[balancer("first", &ports, &[BALANCER])], &[]);
@@ -101,7 +101,7 @@ fn s30_a_load_balancer_that_nobody_answers_for_is_not_announced() {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s30_an_ingress_by_name_is_one() {
     let (world, agent) = World::running(&[], &[]);
     let mut expect = Vec::new();
@@ -128,7 +128,7 @@ fn s30_an_ingress_by_name_is_one() {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s30_load_balancers_without_node_ports() {
     let ports = [Port::tcp(80, 0), Port::udp(53, 0)];
     let (world, agent) = World::running(&[balancer("web", &ports, &[]).without_node_ports()], &[]);
@@ -139,7 +139,7 @@ fn s30_load_balancers_without_node_ports() {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s30_sctp_is_named_and_left_out() {
     let ports = [Port::tcp(80, 30080), Port::new("SCTP", 3868, 30868), Port::udp(80, 30080)];
     let (world, agent) = World::running(&[], &[]);
@@ -153,7 +153,7 @@ fn s30_sctp_is_named_and_left_out() {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s30_two_services_and_one_port_are_one_forward() {
     let (world, agent) = World::running(&[node_port("a", 30080)], &[]);
     world.wait_documents(&agent, &["+ 0.0.0.0:30080/tcp"]);
@@ -172,7 +172,7 @@ fn s30_two_services_and_one_port_are_one_forward() {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s30_families_of_ip() {
     let service = |families: &[&str]| node_port("web", 30080).families(families);
     let (world, agent) = World::running(&[service(&["IPv6"])], &[]);
@@ -191,7 +191,7 @@ fn s30_families_of_ip() {
 
 /// Such a port goes through the relay, since the host cannot reach the guest's loopback itself.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s30_services_on_the_loopback_only() {
     let services = [node_port("web", 31873).families(&["IPv4", "IPv6"])];
     let (world, agent) = World::running(&services, &["-k8sServiceListenerAddr", "127.0.0.1"]);
@@ -202,7 +202,7 @@ fn s30_services_on_the_loopback_only() {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s30_without_admin_rights_everything_is_on_the_hosts_loopback() {
     let (world, _administrator) = World::running(&[node_port("web", 30080).families(&["IPv4", "IPv6"])], &[]);
     world.receiver.wait_held(&["0.0.0.0:30080/tcp", "[::]:30080/tcp"]);

@@ -14,7 +14,7 @@ use crate::world::{World, arguments, count, node_port};
 const AGENT: &str = env!("CARGO_BIN_EXE_rancher-desktop-guestagent");
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s09_api_that_comes_up_later() {
     let world = World::new();
     world.server.stop();
@@ -39,7 +39,7 @@ fn s09_api_that_comes_up_later() {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s09_kubeconfig_that_appears_later() {
     let world = World::new();
     world.server.apply(node_port("web", 30080));
@@ -56,7 +56,7 @@ fn s09_kubeconfig_that_appears_later() {
 
 /// As k3s writes it: not at once.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s09_kubeconfig_that_is_written_slowly() {
     let world = World::new();
     world.server.apply(node_port("web", 30080));
@@ -76,7 +76,7 @@ fn s09_kubeconfig_that_is_written_slowly() {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s22_nothing_in_the_environment_is_needed() {
     for variables in [&[][..], &["PATH="], &["PATH=/nonexistent", "KUBECONFIG=/nonexistent"]] {
         let world = World::new();
@@ -92,7 +92,7 @@ fn s22_nothing_in_the_environment_is_needed() {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s25_proxies_are_never_contacted() {
     let (world, proxy) = (World::new(), TcpListener::bind("127.0.0.1:0").unwrap());
     proxy.set_nonblocking(true).unwrap();
@@ -109,7 +109,7 @@ fn s25_proxies_are_never_contacted() {
 }
 
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s08_sink_that_comes_up_later_gets_everything() {
     let world = World { receiver: Receiver::absent(), ..World::new() };
     world.server.apply(node_port("early", 30080));
@@ -127,7 +127,7 @@ fn s08_sink_that_comes_up_later_gets_everything() {
 
 /// Nothing else is needed: neither engine nor NAT rules.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn s28_kubernetes_alone_runs() {
     let world = World::new();
     world.server.apply(node_port("web", 30080));
@@ -163,7 +163,7 @@ fn s28_kubernetes_alone_runs() {
 
 /// What docker and Kubernetes both publish is one forward, until neither does.
 #[test]
-#[ignore = "needs openssl"]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn a_port_of_docker_and_kubernetes_is_one_forward() {
     let (world, engine) = (World::new(), EngineStub::new());
     world.config().write(&world.kubeconfig());
