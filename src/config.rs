@@ -6,7 +6,6 @@
 pub mod mode;
 pub mod usage;
 
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,6 +17,7 @@ use crate::cidr::Cidr;
 use crate::event::Source;
 use crate::flags::{FlagError, Parsed};
 use crate::logging::Format;
+use crate::ordered::Set;
 use crate::policy::Policy;
 use crate::port::{Binding, Protocol};
 use crate::sink::vtunnel::Address;
@@ -237,7 +237,7 @@ fn sinks(flags: &Parsed, mode: &Mode) -> Result<Vec<(SinkConfig, &'static [Sourc
     let vtunnel = value(flags, "vtunnelAddr", "HOST:PORT", host_port)?;
     let urls = "stdout:, listener:, unix://PATH, tcp://HOST:PORT or vsock://CID[:PORT]";
     let named = values(flags, "sink", urls, sink)?;
-    let distinct: BTreeSet<String> = named.iter().map(ToString::to_string).collect();
+    let distinct: Set<String> = named.iter().map(ToString::to_string).collect();
     if distinct.len() < named.len() {
         let all = flags.values("sink").join(" ");
         return Err(FlagError::bad_value("sink", &all, "each sink can be given once").into());

@@ -3,10 +3,11 @@
 //! Sources and sinks send events into one bounded channel; the agent thread hands each to the reconciler and
 //! carries the commands that come back to the sinks. Both enums are closed: a `match` on them names every variant.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use crate::ordered::Set;
 use crate::port::{Binding, Bindings, PODMAN};
 
 /// Events that may wait in the agent's channel before a sender has to wait too.
@@ -117,7 +118,7 @@ pub enum Event {
         /// Which source.
         source: Source,
         /// The keys of those owners.
-        keys: BTreeSet<Arc<str>>,
+        keys: Set<Arc<str>>,
     },
     /// A source met input that it could not use, and went on without it.
     Skipped {

@@ -7,7 +7,7 @@
 //! never takes the next word; `--` ends the flags. A flag that is given twice counts with its last value, unless it is
 //! repeatable. Unlike Go's, flags and operands may be mixed, and `-h` means `--help`.
 
-use std::collections::BTreeMap;
+use crate::ordered::Map;
 use std::ffi::OsString;
 use std::fmt::{self, Write as _};
 
@@ -133,7 +133,7 @@ fn shown(text: &str) -> String {
 #[derive(Debug, Clone)]
 pub struct Parsed {
     usage: &'static Usage,
-    given: BTreeMap<&'static str, Vec<String>>,
+    given: Map<&'static str, Vec<String>>,
     operands: Vec<String>,
 }
 
@@ -175,7 +175,7 @@ impl Usage {
         let mut words = words
             .into_iter()
             .map(|word| word.into_string().map_err(|w| FlagError::NotUtf8(w.to_string_lossy().into_owned())));
-        let mut parsed = Parsed { usage: self, given: BTreeMap::new(), operands: Vec::new() };
+        let mut parsed = Parsed { usage: self, given: Map::new(), operands: Vec::new() };
         let mut flags_ended = false;
         while let Some(word) = words.next().transpose()? {
             let Some(body) = word.strip_prefix('-').filter(|body| !flags_ended && !body.is_empty()) else {

@@ -9,7 +9,7 @@
 //! 5. [`sink`] and [`wire`]: who is told, and in what words.
 //! 6. [`relay`]: TCP and UDP pipes, for the agent and for the host end.
 //! 7. [`host`]: the host end.
-//! 8. [`config`], [`flags`], [`logging`], [`privileges`], [`supervisor`], [`stop`], [`backoff`], [`net`], [`cidr`]:
+//! 8. [`config`], [`flags`], [`logging`], [`privileges`], [`supervisor`], [`stop`], [`backoff`], [`net`], [`cidr`], [`ordered`]:
 //!    what programs need.
 //!
 //! ARCHITECTURE.md has the flow, the invariants and the reasons.
@@ -23,6 +23,7 @@ pub mod flags;
 pub mod host;
 pub mod logging;
 pub mod net;
+pub mod ordered;
 pub mod parse;
 pub mod policy;
 pub mod port;

@@ -3,7 +3,7 @@
 //! Strings become these types at the edge (`parse`, `wire`) and never travel further in.
 //! Nothing here does I/O.
 
-use std::collections::BTreeMap;
+use crate::ordered::Map;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
@@ -91,7 +91,7 @@ pub const PODMAN: &str = "podman:";
 ///
 /// The container port only labels the binding (it is the key in PortMapping documents): two entries
 /// never differ by it alone.
-pub type Bindings = BTreeMap<Binding, NonZeroU16>;
+pub type Bindings = Map<Binding, NonZeroU16>;
 
 #[cfg(test)]
 mod tests {

@@ -8,12 +8,13 @@
 
 pub mod ledger;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::event::{Command, Event, Owner, Report, SinkId, Source};
+use crate::ordered::{Map, Set};
 use crate::policy::Policy;
 use crate::port::{Binding, Bindings, Protocol};
 use ledger::Ledger;
@@ -93,17 +94,17 @@ pub struct Reconciler {
     sinks: Vec<SinkSettings>,
     relay: Option<usize>,
     ledgers: Vec<Ledger>,
-    claims: BTreeMap<Owner, Bindings>,
+    claims: Map<Owner, Bindings>,
     /// The same claims by binding, oldest claimant first.
-    claimants: BTreeMap<Binding, Vec<Claimant>>,
+    claimants: Map<Binding, Vec<Claimant>>,
     claimed: usize,
     /// When the claims of a lost source end.
-    lost: BTreeMap<Source, Instant>,
-    problems: BTreeMap<Source, Option<String>>,
-    losses: BTreeMap<Source, u64>,
-    skipped: BTreeMap<Source, u64>,
+    lost: Map<Source, Instant>,
+    problems: Map<Source, Option<String>>,
+    losses: Map<Source, u64>,
+    skipped: Map<Source, u64>,
     /// Owners of claims that lead nowhere.
-    stale: BTreeSet<Owner>,
+    stale: Set<Owner>,
     next_ticket: u64,
     stopping: bool,
 }
@@ -117,14 +118,14 @@ impl Reconciler {
             relay: settings.sinks.iter().position(|sink| sink.role == Role::Relay),
             ledgers: (0..settings.sinks.len()).map(|i| Ledger::new(SinkId(i))).collect(),
             sinks: settings.sinks,
-            claims: BTreeMap::new(),
-            claimants: BTreeMap::new(),
+            claims: Map::new(),
+            claimants: Map::new(),
             claimed: 0,
-            lost: BTreeMap::new(),
-            problems: BTreeMap::new(),
-            losses: BTreeMap::new(),
-            skipped: BTreeMap::new(),
-            stale: BTreeSet::new(),
+            lost: Map::new(),
+            problems: Map::new(),
+            losses: Map::new(),
+            skipped: Map::new(),
+            stale: Set::new(),
             next_ticket: 0,
             stopping: false,
         }
@@ -258,7 +259,7 @@ impl Reconciler {
         }
     }
 
-    fn mark_stale(&mut self, source: Source, keys: &BTreeSet<Arc<str>>, out: &mut Vec<Command>) {
+    fn mark_stale(&mut self, source: Source, keys: &Set<Arc<str>>, out: &mut Vec<Command>) {
         for owner in self.owners_of(source) {
             let stale = keys.contains(&owner.key);
             let was = if stale { !self.stale.insert(owner.clone()) } else { self.stale.remove(&owner) };

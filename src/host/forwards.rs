@@ -5,7 +5,6 @@
 //! [`Host`], has no clock and writes nothing: changes are handed back.
 
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -14,6 +13,7 @@ use crate::event::Operation;
 use crate::host::policy::{Policy, Refusal};
 use crate::host::report::{Change, Outcome};
 use crate::net;
+use crate::ordered::{Map, Set};
 use crate::port::{Binding, Protocol};
 use crate::relay::Relay;
 use crate::wire::port_mapping_decode::Request;
@@ -67,15 +67,15 @@ pub struct Forwards<H> {
     host: H,
     policy: Policy,
     ports_max: usize,
-    wanted: BTreeMap<Binding, Forward>,
+    wanted: Map<Binding, Forward>,
     /// Those of `wanted` that are waiting, by when to try them again.
-    retries: BTreeSet<(Instant, Binding)>,
+    retries: Set<(Instant, Binding)>,
 }
 
 impl<H: Host> Forwards<H> {
     /// No forwards yet.
     pub fn new(host: H, policy: Policy, ports_max: usize) -> Forwards<H> {
-        Forwards { host, policy, ports_max, wanted: BTreeMap::new(), retries: BTreeSet::new() }
+        Forwards { host, policy, ports_max, wanted: Map::new(), retries: Set::new() }
     }
 
     /// Does what a document asks for, as far as that is allowed and possible.

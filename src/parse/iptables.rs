@@ -6,12 +6,12 @@
 //! and what iptables 1.8.9 was seen to print. Comments are anybody's text: the output is read as words, never as lines.
 //! It counts only as a whole, from `*nat` to `COMMIT`; no output at all is a table without rules.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::ParseError;
 use super::nat::{Builder, Destination, Ports, Rule, View};
 use crate::cidr::Cidr;
+use crate::ordered::Map;
 use crate::port::Protocol;
 
 /// How the chains begin whose rules lead to containers.
@@ -32,7 +32,7 @@ pub fn save(output: &[u8]) -> Result<View, ParseError> {
     let mut table: Option<String> = None;
     let mut complete = false;
     // In the order that they are printed in, a chain's rules may come before those that lead to it, which name it.
-    let mut names: BTreeMap<String, String> = BTreeMap::new();
+    let mut names: Map<String, String> = Map::new();
     let mut rules: Vec<Vec<String>> = Vec::new();
     while let Some(words) = lines.next_line()? {
         let Some(first) = words.first() else { continue };

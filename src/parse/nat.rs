@@ -3,12 +3,12 @@
 //! A rule counts only when all of it is understood. Any other one that changes a destination is left out, and named:
 //! half understood, it could be wider than what was meant.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use super::ParseError;
+use crate::ordered::{Map, Set};
 use crate::port::{Binding, Bindings, PODMAN, Protocol};
 
 /// Bindings in one view; more are an error.
@@ -36,9 +36,9 @@ pub struct Target {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct View {
     /// By the owner's key: the container's id, or else the chain, and the address that the rules lead to.
-    pub targets: BTreeMap<Arc<str>, Target>,
+    pub targets: Map<Arc<str>, Target>,
     /// Rules that were left out, each with why. Bounded and escaped.
-    pub skipped: BTreeSet<String>,
+    pub skipped: Set<String>,
 }
 
 impl View {

@@ -19,11 +19,12 @@
 mod answers;
 mod state;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::num::NonZeroU16;
 use std::time::Instant;
 
 use crate::event::{Command, Document, ForwardState, Operation, Owner, Report, SinkId, Ticket};
+use crate::ordered::{Map, Set};
 use crate::port::{Binding, Bindings};
 use crate::wire::port_mapping::DOCUMENT_BINDINGS_MAX;
 use state::{Ask, Flight, Forward, Held, Lane, Peer, Timer};
@@ -35,14 +36,14 @@ pub const IN_FLIGHT_MAX: usize = 32;
 #[derive(Debug)]
 pub struct Ledger {
     id: SinkId,
-    forwards: BTreeMap<Binding, Forward>,
-    lanes: BTreeMap<Owner, Lane>,
+    forwards: Map<Binding, Forward>,
+    lanes: Map<Owner, Lane>,
     /// Lanes with something ready, first come, first served.
     queue: VecDeque<Owner>,
     /// Lanes out of the queue while the relay works on their owners' ports, first come, first released.
     held_back: VecDeque<Owner>,
-    in_flight: BTreeMap<Ticket, Flight>,
-    timers: BTreeSet<(Instant, Timer)>,
+    in_flight: Map<Ticket, Flight>,
+    timers: Set<(Instant, Timer)>,
     peer: Peer,
     /// A document may have been lost since the peer took one: behind a proxy, this is all that its restart shows as.
     doubted: bool,
@@ -56,12 +57,12 @@ impl Ledger {
     pub fn new(id: SinkId) -> Ledger {
         Ledger {
             id,
-            forwards: BTreeMap::new(),
-            lanes: BTreeMap::new(),
+            forwards: Map::new(),
+            lanes: Map::new(),
             queue: VecDeque::new(),
             held_back: VecDeque::new(),
-            in_flight: BTreeMap::new(),
-            timers: BTreeSet::new(),
+            in_flight: Map::new(),
+            timers: Set::new(),
             peer: Peer::Reachable,
             doubted: false,
             stopping: false,

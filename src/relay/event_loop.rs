@@ -3,8 +3,6 @@
 //! Owns everything there is, hence there is no lock. Never waits anywhere but in epoll (except for the connections'
 //! threads, when it ends), and does no work that grows with the number of listeners or flows on any event.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -22,6 +20,7 @@ use super::folded::Folded;
 use super::tcp::Tcp;
 use super::udp::Udp;
 use super::{Admit, Counters, Limits};
+use crate::ordered::Map;
 use crate::port::Protocol;
 
 /// Events taken from epoll at once.
@@ -45,7 +44,7 @@ pub(super) struct EventLoop {
     tcp: Tcp,
     udp: Udp,
     /// What is open, and its number in `tcp` or `udp`.
-    listeners: HashMap<(Protocol, SocketAddr), u64>,
+    listeners: Map<(Protocol, SocketAddr), u64>,
     requests: Receiver<Request>,
     wake: Arc<EventFd>,
     connections: Receiver<Infallible>,
@@ -81,7 +80,7 @@ impl EventLoop {
             epoll,
             last_token: WAKE,
         };
-        let listeners = HashMap::new();
+        let listeners = Map::new();
         Ok(EventLoop { cx, tcp: Tcp::default(), udp: Udp::default(), listeners, requests, wake, connections })
     }
 
@@ -145,18 +144,16 @@ impl EventLoop {
     }
 
     fn open(&mut self, protocol: Protocol, listen: SocketAddr, target: SocketAddr) -> io::Result<()> {
-        match self.listeners.entry((protocol, listen)) {
-            Entry::Vacant(vacant) => {
+        match (self.listeners.get(&(protocol, listen)), protocol) {
+            (Some(token), Protocol::Tcp) => self.tcp.retarget(*token, target),
+            (Some(token), Protocol::Udp) => self.udp.retarget(&self.cx, *token, target),
+            (None, _) => {
                 let token = match protocol {
                     Protocol::Tcp => self.tcp.open(&mut self.cx, listen, target)?,
                     Protocol::Udp => self.udp.open(&mut self.cx, listen, target)?,
                 };
-                vacant.insert(token);
+                self.listeners.insert((protocol, listen), token);
             }
-            Entry::Occupied(open) => match protocol {
-                Protocol::Tcp => self.tcp.retarget(*open.get(), target),
-                Protocol::Udp => self.udp.retarget(&self.cx, *open.get(), target),
-            },
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 //!
 //! Never waits, and never reads from or writes to a connection.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::Ordering;
@@ -17,6 +17,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::connection::{Connection, Counted, Endpoint};
 use super::context::Context;
 use super::socket;
+use crate::ordered::Map;
 
 /// Connections accepted from one listener before the others get their turn.
 const BATCH_MAX: usize = 64;
@@ -28,7 +29,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// All TCP listeners of a relay.
 #[derive(Default)]
 pub(super) struct Tcp {
-    listeners: HashMap<u64, Listener>,
+    listeners: Map<u64, Listener>,
     /// Those left alone, and until when; in order of time, since all pauses are equally long.
     paused: VecDeque<(Instant, u64)>,
 }

@@ -4,7 +4,6 @@
 //! Never keeps a datagram: what cannot be sent at once is dropped, as UDP may. Never lets in a datagram of anyone but
 //! the target: the sockets towards it are connected.
 
-use std::collections::{BTreeSet, HashMap};
 use std::io::{IoSlice, IoSliceMut, Result};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -19,6 +18,7 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockaddrSt
 
 use super::context::Context;
 use super::socket;
+use crate::ordered::{Map, Set};
 
 /// Datagrams taken from one socket before the others get their turn.
 const BATCH_MAX: usize = 64;
@@ -28,10 +28,10 @@ const DATAGRAM_BYTES_MAX: usize = 65_535;
 
 /// All UDP listeners and flows of a relay.
 pub(super) struct Udp {
-    listeners: HashMap<u64, Listener>,
-    flows: HashMap<u64, Flow>,
+    listeners: Map<u64, Listener>,
+    flows: Map<u64, Flow>,
     /// When to see whether a flow is idle: one entry per flow, so that a datagram only has to note its time.
-    checks: BTreeSet<(Instant, u64)>,
+    checks: Set<(Instant, u64)>,
     buffers: Buffers,
 }
 
@@ -39,11 +39,11 @@ struct Listener {
     socket: UdpSocket,
     target: SocketAddr,
     /// Its flows.
-    clients: HashMap<Client, u64>,
+    clients: Map<Client, u64>,
 }
 
 /// Who sent a datagram, and to which of our addresses: the two between which a flow is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Client {
     addr: SocketAddr,
     /// Known, and needed, only for a listener on a wildcard address.
@@ -69,13 +69,13 @@ struct Buffers {
 impl Default for Udp {
     fn default() -> Udp {
         let buffers = Buffers { datagram: vec![0; DATAGRAM_BYTES_MAX], control: cmsg_space!(in6_pktinfo) };
-        Udp { listeners: HashMap::new(), flows: HashMap::new(), checks: BTreeSet::new(), buffers }
+        Udp { listeners: Map::new(), flows: Map::new(), checks: Set::new(), buffers }
     }
 }
 
 impl Udp {
     pub(super) fn open(&mut self, cx: &mut Context, listen: SocketAddr, target: SocketAddr) -> Result<u64> {
-        let listener = Listener { socket: socket::udp_listener(listen)?, target, clients: HashMap::new() };
+        let listener = Listener { socket: socket::udp_listener(listen)?, target, clients: Map::new() };
         let token = cx.watch(&listener.socket)?;
         self.listeners.insert(token, listener);
         Ok(token)

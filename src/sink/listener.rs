@@ -6,7 +6,6 @@
 //!
 //! One thread accepts for all listeners, and sleeps in epoll when nothing happens. Nothing is kept of a connection.
 
-use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,6 +19,7 @@ use nix::sys::socket::{Backlog, SockType, listen, setsockopt, sockopt};
 
 use super::{Sink, cannot_listen};
 use crate::event::{Answer, Document, Failure, FailureKind, Operation};
+use crate::ordered::Map;
 use crate::port::{Binding, Protocol};
 use crate::relay::socket;
 use crate::stop::Stop;
@@ -41,7 +41,7 @@ const STOP: u64 = 0;
 pub struct Listener {
     shared: Arc<Shared>,
     /// What is listened on, and its number in `shared`.
-    open: HashMap<Binding, u64>,
+    open: Map<Binding, u64>,
     /// Numbers are never used again: an event of a socket that was closed meanwhile names nothing.
     last_token: u64,
     thread: Option<JoinHandle<()>>,
@@ -50,7 +50,7 @@ pub struct Listener {
 struct Shared {
     epoll: Epoll,
     stop: Stop,
-    sockets: Mutex<HashMap<u64, TcpListener>>,
+    sockets: Mutex<Map<u64, TcpListener>>,
 }
 
 impl Listener {
@@ -61,7 +61,7 @@ impl Listener {
         let shared = Arc::new(Shared { epoll, stop, sockets: Mutex::default() });
         let accepting = Arc::clone(&shared);
         let thread = Builder::new().name("listener".into()).stack_size(STACK_BYTES).spawn(move || accepting.run())?;
-        Ok(Listener { shared, open: HashMap::new(), last_token: STOP, thread: Some(thread) })
+        Ok(Listener { shared, open: Map::new(), last_token: STOP, thread: Some(thread) })
     }
 
     fn open(&mut self, binding: Binding) -> Result<(), Failure> {
@@ -119,7 +119,7 @@ impl Drop for Listener {
 }
 
 impl Shared {
-    fn sockets(&self) -> MutexGuard<'_, HashMap<u64, TcpListener>> {
+    fn sockets(&self) -> MutexGuard<'_, Map<u64, TcpListener>> {
         self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -4,7 +4,6 @@
 //! answer. The relay does, for the default gateway (the host) alone unless told otherwise. It writes no NAT rule, so
 //! a dead agent leaves nothing behind.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
@@ -15,6 +14,7 @@ use super::{Sink, cannot_listen};
 use crate::cidr::Cidr;
 use crate::event::{Answer, Document, Failure, FailureKind, Operation};
 use crate::net;
+use crate::ordered::Map;
 use crate::port::{Binding, Protocol};
 use crate::relay::{Admit, Limits, Relay};
 
@@ -33,14 +33,14 @@ pub struct RelaySink {
     relay: Relay,
     interface: String,
     /// What is listened on, and the binding it leads to.
-    listening: BTreeMap<Door, Binding>,
+    listening: Map<Door, Binding>,
 }
 
 impl RelaySink {
     /// Starts the relay. `peers` may use it; none: the default gateways of the interface.
     pub fn start(interface: String, peers: Vec<Cidr>, limits: Limits) -> io::Result<RelaySink> {
         let relay = Relay::start("relay", limits, admit(interface.clone(), peers))?;
-        Ok(RelaySink { relay, interface, listening: BTreeMap::new() })
+        Ok(RelaySink { relay, interface, listening: Map::new() })
     }
 
     /// After an error the caller closes the binding: some of it may be open.
@@ -79,7 +79,7 @@ impl RelaySink {
 
     fn close_all_but(&mut self, binding: Binding, keep: &[IpAddr]) {
         let first = door(binding, Ipv4Addr::UNSPECIFIED.into());
-        let of_port = self.listening.range(first..).take_while(|(door, _)| (door.0, door.1) == (first.0, first.1));
+        let of_port = self.listening.range_from(&first).take_while(|(door, _)| (door.0, door.1) == (first.0, first.1));
         let open: Vec<IpAddr> = of_port.filter(|(_, leads_to)| **leads_to == binding).map(|(door, _)| door.2).collect();
         for ip in open.into_iter().filter(|ip| !keep.contains(ip)) {
             self.relay.close(binding.protocol, SocketAddr::new(ip, binding.host_port.get()));

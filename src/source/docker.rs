@@ -5,7 +5,6 @@
 //! by then. The engine's restart ends the session, and the next one begins with the whole list again.
 //! Works with Docker (API 1.24 to 1.52) and with Podman's compatible socket.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +16,7 @@ use ureq::{Agent, Body};
 use super::http::{self, ANSWER_TIMEOUT, Resumable};
 use super::lines::{LINE_BYTES_MAX, Lines, Next};
 use crate::event::{Event, Owner, Source};
+use crate::ordered::Set;
 use crate::parse::ParseError;
 use crate::parse::docker::{self, ApiVersion, DockerEvent};
 use crate::port::Bindings;
@@ -120,7 +120,7 @@ pub fn session(socket: &Path, context: &Context) -> (bool, DockerError) {
         context,
         base: String::new(),
         podman: false,
-        running: BTreeSet::new(),
+        running: Set::new(),
         healthy: false,
     };
     let agent = session.agent.clone();
@@ -142,7 +142,7 @@ struct Session<'a> {
     /// It is Podman that answers.
     podman: bool,
     /// Containers known to run. Network events of any other are preparations or aftermath of its run.
-    running: BTreeSet<Arc<str>>,
+    running: Set<Arc<str>>,
     healthy: bool,
 }
 

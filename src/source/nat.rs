@@ -24,7 +24,7 @@ mod pace;
 mod probes;
 mod reader;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -38,6 +38,7 @@ use self::netlink::Changes;
 use self::probes::Probes;
 use self::reader::{Kind, Reader};
 use crate::event::{Event, Owner, Source};
+use crate::ordered::Set;
 use crate::parse::nat::View;
 use crate::parse::netlink::{link_lost, tables};
 use crate::port::Bindings;
@@ -93,13 +94,13 @@ fn watching(what: &'static str) -> impl Fn(Errno) -> NatError {
 pub struct Nat {
     interval: Duration,
     /// Rules left out that people know of.
-    told: BTreeSet<String>,
+    told: Set<String>,
 }
 
 impl Nat {
     /// Looks that often whether rules that do not tell of their changes may have changed.
     pub fn new(interval: Duration) -> Nat {
-        Nat { interval, told: BTreeSet::new() }
+        Nat { interval, told: Set::new() }
     }
 
     /// Watches until that fails, or the agent ends.
@@ -130,7 +131,7 @@ struct Session<'a> {
     view: View,
     sent: BTreeMap<Arc<str>, Bindings>,
     /// Which of its owners were last said to be stale, if that was said in this session.
-    stale: Option<BTreeSet<Arc<str>>>,
+    stale: Option<Set<Arc<str>>>,
     /// The whole was sent in this session.
     complete: bool,
     /// What people were told is wrong.
@@ -278,7 +279,7 @@ impl<'a> Session<'a> {
         self.readers.iter().filter_map(|reader| reader.view.as_ref()).for_each(|view| self.view.merge(view));
         let addresses = self.view.targets.values().map(|target| target.address).collect();
         self.probes.watch(&addresses, now);
-        for reason in self.view.skipped.difference(&self.nat.told) {
+        for reason in self.view.skipped.iter().filter(|reason| !self.nat.told.contains(*reason)) {
             self.context.send(Event::Skipped { source: Source::Nat, reason: reason.clone() });
         }
         self.nat.told = self.view.skipped.clone();
@@ -336,7 +337,7 @@ impl<'a> Session<'a> {
     fn tell_stale(&mut self) {
         let known = self.view.targets.iter().filter(|(key, _)| self.sent.contains_key(*key));
         let gone = known.filter(|(_, target)| self.probes.is_gone(target.address));
-        let keys: BTreeSet<Arc<str>> = gone.map(|(key, _)| key.clone()).collect();
+        let keys: Set<Arc<str>> = gone.map(|(key, _)| key.clone()).collect();
         if self.stale.as_ref() != Some(&keys) {
             self.stale = Some(keys.clone());
             self.context.send(Event::Stale { source: Source::Nat, keys });

@@ -4,11 +4,11 @@
 //! Rancher Desktop's `types.PortMapping`: fields in declaration order, map keys sorted as strings, one newline behind.
 //! Source of the format: rancher-desktop-agent `pkg/types`, Docker's `nat.PortMap`.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use crate::event::Operation;
+use crate::ordered::Map;
 use crate::port::{Binding, Bindings};
 
 /// The largest document that is written or accepted, in bytes.
@@ -29,7 +29,7 @@ pub struct ConnectAddr {
 
 /// Writes a document, its newline included. `connect` is `None` where the peer wants `null` (wsl-proxy).
 pub fn encode(operation: Operation, bindings: &Bindings, connect: Option<&[ConnectAddr]>) -> Vec<u8> {
-    let mut ports: BTreeMap<String, Vec<&Binding>> = BTreeMap::new();
+    let mut ports: Map<String, Vec<&Binding>> = Map::new();
     for (binding, container_port) in bindings {
         ports.entry(format!("{container_port}/{}", binding.protocol)).or_default().push(binding);
     }

@@ -21,7 +21,7 @@ fn beside(dir: &TempDir, from: &Path) -> PathBuf {
 #[test]
 #[ignore = "needs openssl"]
 fn every_form_of_key_inline_and_as_a_file() {
-    for key in [Key::EcSec1, Key::EcPkcs8, Key::RsaPkcs1, Key::RsaPkcs8, Key::Ed25519] {
+    for key in [Key::EcSec1, Key::EcPkcs8, Key::EcP384, Key::RsaPkcs1, Key::RsaPkcs8] {
         for files in [false, true] {
             let world = World::new();
             world.server.apply(node_port("web", 30080));
@@ -71,6 +71,15 @@ fn a_key_of_another_certificate() {
     complains(&world, &wrong, &world.config(), &[], &words);
     // Nobody was asked with it.
     assert!(world.server.requests().iter().all(|request| request.client == Client::Certificate));
+}
+
+#[test]
+#[ignore = "needs openssl"]
+fn a_key_of_a_kind_that_was_left_out() {
+    let world = World::new();
+    let wrong = KubeConfig::with_key(&world.pki, &world.server.url(), Key::Ed25519);
+    let words = ["users[name=default].user.client-key-data", "RSA from 2048 bits, P-256 or P-384", "k3s.yaml"];
+    complains(&world, &wrong, &world.config(), &[], &words);
 }
 
 #[test]

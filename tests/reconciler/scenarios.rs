@@ -283,7 +283,7 @@ fn a_claim_that_changes_only_what_is_behind_a_port_keeps_the_forward() {
     let mut world = peer();
     world.claim("a", "0.0.0.0:80/tcp");
     world.settle();
-    let moved = bindings("0.0.0.0:80/tcp").into_keys().map(|b| (b, NonZeroU16::new(8080).unwrap())).collect();
+    let moved = bindings("0.0.0.0:80/tcp").into_iter().map(|(b, _)| (b, NonZeroU16::new(8080).unwrap())).collect();
     world.claim_all("a", moved);
     world.settle();
     assert_eq!(world.sent(0), ["+a 0.0.0.0:80/tcp"]);

@@ -28,6 +28,8 @@ pub enum Key {
     EcSec1,
     /// `BEGIN PRIVATE KEY`, P-256.
     EcPkcs8,
+    /// `BEGIN PRIVATE KEY`, P-384.
+    EcP384,
     /// `BEGIN RSA PRIVATE KEY`, 2048 bits.
     RsaPkcs1,
     /// `BEGIN PRIVATE KEY`, 2048 bits.
@@ -129,6 +131,7 @@ impl Pki {
         let first: &[&str] = match key {
             Key::EcSec1 | Key::Mismatch => &["ecparam", "-name", "prime256v1", "-genkey", "-noout"],
             Key::EcPkcs8 => &["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"],
+            Key::EcP384 => &["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-384"],
             Key::RsaPkcs1 => &["genrsa", "-traditional"],
             Key::RsaPkcs8 => &["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"],
             Key::Ed25519 => &["genpkey", "-algorithm", "ED25519"],

@@ -1,6 +1,7 @@
 //! Requests and what becomes of them, on a host that is only pretended: its ports can be taken by others.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::*;

@@ -54,7 +54,7 @@ fn portmaps_rules_of_a_container() {
         ]
     );
     assert!(view.skipped.is_empty(), "{:?}", view.skipped);
-    assert_eq!(view.targets["default-web 10.4.0.3"].address.to_string(), "10.4.0.3");
+    assert_eq!(view.targets.get("default-web 10.4.0.3").unwrap().address.to_string(), "10.4.0.3");
 }
 
 #[test]

@@ -128,5 +128,5 @@ fn many_rules_count() {
     let rules: Vec<String> =
         (1..=5_000).map(|n| rule_json("", &[&*port("tcp", &n.to_string()), TO].join(", "))).collect();
     let text = output(&rules);
-    assert_eq!(table(text.as_bytes()).unwrap().targets["hostports 10.4.0.5"].bindings.len(), 5_000);
+    assert_eq!(table(text.as_bytes()).unwrap().targets.get("hostports 10.4.0.5").unwrap().bindings.len(), 5_000);
 }

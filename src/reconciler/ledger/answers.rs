@@ -1,12 +1,12 @@
 //! What the answers of a sink change in its ledger.
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::state::{Flight, Held, Peer, Timer};
 use super::{Ledger, tell};
 use crate::backoff::wait_after;
 use crate::event::{Answer, Command, Failure, FailureKind, ForwardState, Operation, Report, Ticket};
+use crate::ordered::Map;
 use crate::port::Binding;
 
 impl Ledger {
@@ -25,7 +25,7 @@ impl Ledger {
         flight.bindings
     }
 
-    fn done(&mut self, flight: &Flight, failed: BTreeMap<Binding, Failure>, now: Instant, out: &mut Vec<Command>) {
+    fn done(&mut self, flight: &Flight, failed: Map<Binding, Failure>, now: Instant, out: &mut Vec<Command>) {
         if self.peer != Peer::Reachable {
             self.peer = Peer::Reachable;
             out.push(Command::Report(Report::Peer { sink: self.id, problem: None }));

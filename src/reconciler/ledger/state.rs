@@ -1,10 +1,10 @@
 //! What a ledger knows of each forward, of each owner's lane, of each document on its way, and of the peer.
 
-use std::collections::BTreeSet;
 use std::num::NonZeroU16;
 use std::time::Instant;
 
 use crate::event::{ForwardState, Operation, Owner};
+use crate::ordered::Set;
 use crate::port::Binding;
 
 /// Whether the peer has the forward, as far as can be known.
@@ -61,7 +61,7 @@ impl Forward {
 
 #[derive(Debug, Default)]
 pub(super) struct Lane {
-    pub(super) ready: BTreeSet<Binding>,
+    pub(super) ready: Set<Binding>,
     pub(super) flying: bool,
     pub(super) wait: Option<Instant>,
     pub(super) failures: u32,

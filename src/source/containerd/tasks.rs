@@ -10,9 +10,10 @@
 //!   exit, delete, not listed any more: forgotten, whatever the state. A new session: Stale until listed.
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::ordered::{Map, Set};
 use crate::parse::containerd::{Container, TaskEvent};
 use crate::parse::published::Published;
 use crate::port::Bindings;
@@ -92,13 +93,13 @@ struct Task {
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Tasks {
-    tasks: BTreeMap<Container, Task>,
+    tasks: Map<Container, Task>,
     /// Those in [`State::Queued`], in the order in which they are to be looked up.
-    queue: BTreeMap<(Urgency, Ticket), Container>,
+    queue: Map<(Urgency, Ticket), Container>,
     /// The look-ups given out: for whom and why.
-    under_way: BTreeMap<Ticket, (Container, Urgency)>,
+    under_way: Map<Ticket, (Container, Urgency)>,
     /// What has ended since the listing under way began: it may still be listed. At most [`TASKS_MAX`].
-    ended: Option<BTreeSet<Container>>,
+    ended: Option<Set<Container>>,
     tickets: u64,
     missed: bool,
     full: bool,
@@ -136,7 +137,7 @@ impl Tasks {
 
     /// A listing begins.
     pub fn begin_listing(&mut self) {
-        self.ended = Some(BTreeSet::new());
+        self.ended = Some(Set::new());
         self.missed = false;
         self.tasks.values_mut().for_each(|task| task.seen = false);
     }
@@ -195,7 +196,7 @@ impl Tasks {
 
     /// The next look-up of that urgency, if there is one. [`Tasks::answer`] is to follow.
     pub fn next_look_up(&mut self, urgency: Urgency) -> Option<(Ticket, Container)> {
-        let (&(found, ticket), _) = self.queue.range((urgency, Ticket(0))..).next()?;
+        let (&(found, ticket), _) = self.queue.range_from(&(urgency, Ticket(0))).next()?;
         if found != urgency {
             return None;
         }

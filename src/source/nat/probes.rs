@@ -9,7 +9,7 @@
 //! Nothing is ever sent over such a connection, and only what is directly connected is asked: over IPv6, which has no such
 //! option, by a hop limit that no router passes on.
 
-use std::collections::{BTreeMap, BTreeSet};
+use crate::ordered::{Map, Set};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -64,8 +64,8 @@ enum Verdict {
 /// All addresses that are looked after.
 pub struct Probes {
     epoll: Epoll,
-    states: BTreeMap<IpAddr, State>,
-    open: BTreeMap<u64, (IpAddr, OwnedFd, Instant)>,
+    states: Map<IpAddr, State>,
+    open: Map<u64, (IpAddr, OwnedFd, Instant)>,
     asked: u64,
 }
 
@@ -73,14 +73,14 @@ impl Probes {
     /// None yet.
     pub fn new() -> nix::Result<Probes> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        Ok(Probes { epoll, states: BTreeMap::new(), open: BTreeMap::new(), asked: 0 })
+        Ok(Probes { epoll, states: Map::new(), open: Map::new(), asked: 0 })
     }
 
     /// From now on these, and no others.
-    pub fn watch(&mut self, addresses: &BTreeSet<IpAddr>, now: Instant) {
+    pub fn watch(&mut self, addresses: &Set<IpAddr>, now: Instant) {
         self.states.retain(|address, _| addresses.contains(address));
         self.open.retain(|_, (address, ..)| addresses.contains(address));
-        for address in addresses {
+        for address in addresses.iter() {
             self.states.entry(*address).or_insert(State { gone: false, silences: 0, next: Some(now) });
         }
     }
@@ -220,7 +220,7 @@ mod tests {
     fn of(address: &str, now: Instant) -> (Probes, IpAddr) {
         let address: IpAddr = address.parse().unwrap();
         let mut probes = Probes::new().unwrap();
-        probes.watch(&BTreeSet::from([address]), now);
+        probes.watch(&Set::from_iter([address]), now);
         (probes, address)
     }
 
@@ -236,7 +236,7 @@ mod tests {
         let now = Instant::now();
         probes.link_lost(now);
         assert_eq!(probes.deadline(), Some(now + LINK_PAUSE));
-        probes.watch(&BTreeSet::new(), now);
+        probes.watch(&Set::new(), now);
         assert_eq!(probes.deadline(), None);
     }
 

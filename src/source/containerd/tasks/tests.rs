@@ -149,7 +149,7 @@ fn events_during_a_listing_know_better_than_it() {
     start(&mut tasks, "b", 8);
     tasks.listed(c("b"), 6, true);
     tasks.end_listing();
-    assert_eq!(tasks.tasks[&c("b")].pid, 8);
+    assert_eq!(tasks.tasks.get(&c("b")).unwrap().pid, 8);
 }
 
 #[test]
@@ -283,5 +283,5 @@ fn assert_consistent(tasks: &Tasks) {
         State::Queued(urgency, ticket) => Some(((urgency, ticket), container.clone())),
         State::Stale | State::UnderWay { .. } | State::Failed | State::Settled => None,
     });
-    assert_eq!(queued.collect::<BTreeMap<_, _>>(), tasks.queue);
+    assert_eq!(queued.collect::<Map<_, _>>(), tasks.queue);
 }
