@@ -113,11 +113,8 @@ fn a_server_certificate_that_has_expired() {
     let agent = world.agent(&["-debug"]);
     agent.wait_log("failures=3");
     let log = agent.log();
-    assert_eq!(
-        (count(&log, " WARN "), count(&log, "certificate has expired, or this machine's clock")),
-        (1, 3 + 1),
-        "{log}"
-    );
+    assert_eq!(count(&log, " WARN "), 1, "{log}");
+    assert!(log.contains("certificate has expired, or this machine's clock"), "{log}");
     assert!(world.server.requests().is_empty(), "nothing is told to who cannot prove who they are");
 }
 
@@ -129,11 +126,8 @@ fn a_server_certificate_of_another_authority() {
     let agent = world.agent(&["-debug"]);
     agent.wait_log("failures=3");
     let log = agent.log();
-    assert_eq!(
-        (count(&log, " WARN "), count(&log, "not from the kubeconfig's certificate-authority")),
-        (1, 3 + 1),
-        "{log}"
-    );
+    assert_eq!(count(&log, " WARN "), 1, "{log}");
+    assert!(log.contains("not from the kubeconfig's certificate-authority"), "{log}");
     assert!(world.server.requests().is_empty());
 }
 
@@ -214,9 +208,9 @@ fn a_client_certificate_that_is_replaced_on_disk() {
     let agent = world.agent(&LONG_GRACE);
     world.server.wait_watches(1);
     put(&foreign);
+    // A session goes on with what it has read.
     world.server.restart();
     world.server.wait_watches(1);
-    // Whoever has it open already, or read it before, is not asked again.
     world.server.stop();
     agent.wait_log("source lost");
     world.server.resume();

@@ -9,13 +9,19 @@ use crate::raw::RawServer;
 use crate::support::agent::Agent;
 use crate::support::kube_server::{Cut, Port, Service};
 use crate::support::{eventually, status_kb};
-use crate::world::{LONG_GRACE, World, count, node_port};
+use crate::world::{LONG_GRACE, World, count, node_port, side_by_side};
 
 fn running() -> (World, Agent, Vec<&'static str>) {
     let (world, agent) = World::running(&[node_port("web", 30080)], &LONG_GRACE);
     let expect = vec!["+ 0.0.0.0:30080/tcp"];
     world.wait_documents(&agent, &expect);
     (world, agent, expect)
+}
+
+fn wait_opened(world: &World, agent: &Agent, expect: u64) {
+    eventually(&format!("watch {expect}"), || {
+        Some(()).filter(|()| world.server.watches_opened() == expect).ok_or_else(|| agent.log())
+    });
 }
 
 fn event(kind: &str, object: &Value) -> Vec<u8> {
@@ -31,44 +37,43 @@ fn service(name: &Value, spec: &Value) -> Value {
 #[test]
 #[ignore = "needs openssl"]
 fn events_that_cannot_be_read() {
-    let (world, agent, mut expect) = running();
     let ports = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30081}]});
-    let mut deep = "[".repeat(10_000).into_bytes();
-    deep.push(b'\n');
+    let pod = json!({"kind": "Pod", "metadata": service(&json!("web"), &ports)["metadata"]});
     let no_version = json!({"kind": "Service", "metadata": {"namespace": "default", "name": "web"}});
-    let events: &[(&[u8], &str)] = &[
-        (b"{\"type\":\"DELETED\",\"object\":\n", "event"),
-        (b"this is no JSON\n", "event"),
-        (b"\xff\xfe\n", "event"),
-        (b"[]\n", "type"),
-        (b"null\n", "type"),
-        (&deep, "event"),
-        (&event("RENAMED", &service(&json!("web"), &ports)), "RENAMED"),
-        (&event("DELETED", &json!({"kind": "Pod", "metadata": service(&json!("web"), &ports)["metadata"]})), "kind"),
-        (&event("DELETED", &service(&json!(17), &ports)), "metadata.name"),
-        (&event("DELETED", &service(&json!("../../web"), &ports)), "metadata.name"),
-        (&event("DELETED", &json!("default/web")), "kind"),
-        (&event("ADDED", &no_version), "resourceVersion"),
-        (&event("BOOKMARK", &json!({"kind": "Service", "metadata": {"resourceVersion": 17}})), "resourceVersion"),
-        (
-            &event("BOOKMARK", &json!({"kind": "Service", "metadata": {"resourceVersion": "1 2&x=y"}})),
-            "resourceVersion",
-        ),
+    let bookmark = |version: Value| {
+        event("BOOKMARK", &json!({"kind": "Service", "apiVersion": "v1", "metadata": {"resourceVersion": version}}))
+    };
+    let events: Vec<(Vec<u8>, &str)> = vec![
+        (b"{\"type\":\"DELETED\",\"object\":\n".to_vec(), "event"),
+        (b"this is no JSON\n".to_vec(), "event"),
+        (b"\xff\xfe\n".to_vec(), "event"),
+        (b"[]\n".to_vec(), "type"),
+        (b"null\n".to_vec(), "type"),
+        (("[".repeat(10_000) + "\n").into_bytes(), "event"),
+        (event("RENAMED", &service(&json!("web"), &ports)), "RENAMED"),
+        (event("DELETED", &pod), "kind"),
+        (event("DELETED", &service(&json!(17), &ports)), "metadata.name"),
+        (event("DELETED", &service(&json!("../../web"), &ports)), "metadata.name"),
+        (event("DELETED", &json!("default/web")), "kind"),
+        (event("ADDED", &no_version), "resourceVersion"),
+        (bookmark(json!(17)), "resourceVersion"),
+        (bookmark(json!("1 2&x=y")), "resourceVersion"),
     ];
-    for (number, (bytes, word)) in (1..).zip(events) {
-        world.server.raw_event(bytes);
-        let skipped = format!("skipped input source=kubernetes count={number} ");
-        agent.wait_log(&skipped);
-        let log = agent.log();
-        let line = log.lines().find(|line| line.contains(&skipped)).unwrap();
-        assert!(line.contains(word) && line.len() < 600, "{word}: {line}");
-        let watches = number + 1;
-        eventually("a new watch", || {
-            Some(()).filter(|()| world.server.watches_opened() == watches).ok_or_else(|| agent.log())
-        });
-    }
-    world.wait_marker_after(&agent, &mut expect);
-    assert_eq!(count(&agent.log(), " WARN "), events.len(), "{}", agent.log());
+    // A few for each agent: after every one it waits longer.
+    side_by_side(events.chunks(4), |events| {
+        let (world, agent, mut expect) = running();
+        for (number, (bytes, word)) in (1..).zip(events) {
+            world.server.raw_event(bytes);
+            let skipped = format!("skipped input source=kubernetes count={number} ");
+            agent.wait_log(&skipped);
+            let log = agent.log();
+            let line = log.lines().find(|line| line.contains(&skipped)).unwrap();
+            assert!(line.contains(word) && line.len() < 600, "{word}: {line}");
+            wait_opened(&world, &agent, number + 1);
+        }
+        world.wait_marker_after(&agent, &mut expect);
+        assert_eq!(count(&agent.log(), " WARN "), events.len(), "{}", agent.log());
+    });
 }
 
 /// A Service that is wrong in parts publishes the others; the watch goes on.
@@ -158,7 +163,7 @@ fn a_service_of_more_ports_than_are_taken() {
 fn lists_that_cannot_be_used() {
     let metadata = json!({"resourceVersion": "1001"});
     let whole = json!({"kind": "ServiceList", "apiVersion": "v1", "metadata": metadata, "items": []}).to_string();
-    for (list, word) in [
+    let lists = [
         ("<html><body>Please log in</body></html>".to_owned(), "list"),
         (String::new(), "list"),
         ("null".to_owned(), "list"),
@@ -169,7 +174,8 @@ fn lists_that_cannot_be_used() {
         (whole.replace("ServiceList", "PodList"), "kind"),
         (whole.replace("\"1001\"", "\"1001\",\"continue\":\"abc\""), "continue"),
         (whole.replace("\"1001\"", "1001"), "resourceVersion"),
-    ] {
+    ];
+    side_by_side(lists, |(list, word)| {
         let (world, agent, mut expect) = running();
         let before = world.server.requests().len();
         world.server.raw_list(Some(list.clone().into_bytes()));
@@ -183,7 +189,7 @@ fn lists_that_cannot_be_used() {
         world.server.raw_list(None);
         world.server.wait_watches(1);
         world.wait_marker_after(&agent, &mut expect);
-    }
+    });
 }
 
 fn answer(out: &mut dyn Write, head: &str, body: &str) -> io::Result<()> {
@@ -226,12 +232,13 @@ fn html_in_place_of_a_list() {
 #[test]
 #[ignore = "needs openssl"]
 fn redirects_are_never_followed() {
-    for code in ["301 Moved Permanently", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"] {
+    let codes = ["301 Moved Permanently", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"];
+    side_by_side(codes, |code| {
         let elsewhere = World::new();
         let head = format!("{code}\r\nLocation: {}/api/v1/services", elsewhere.server.url());
         instead(move |_, out| answer(out, &head, ""), &format!("answers {}", &code[..3]));
         assert!(elsewhere.server.requests().is_empty(), "{code}");
-    }
+    });
 }
 
 #[test]

@@ -10,6 +10,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+// Tests start in the order of their names: those that take longest come first.
+mod away;
 mod credentials;
 mod cuts;
 mod hostile;
@@ -20,6 +22,5 @@ mod raw;
 mod refusals;
 mod restarts;
 mod services;
-mod stalls;
 mod start;
 mod world;

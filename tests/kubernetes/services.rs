@@ -193,9 +193,9 @@ fn s30_families_of_ip() {
 #[test]
 #[ignore = "needs openssl"]
 fn s30_services_on_the_loopback_only() {
-    let services = [node_port("web", 30080).families(&["IPv4", "IPv6"])];
+    let services = [node_port("web", 31873).families(&["IPv4", "IPv6"])];
     let (world, agent) = World::running(&services, &["-k8sServiceListenerAddr", "127.0.0.1"]);
-    world.receiver.wait_held(&["127.0.0.1:30080/tcp", "[::1]:30080/tcp"]);
+    world.receiver.wait_held(&["127.0.0.1:31873/tcp", "[::1]:31873/tcp"]);
     world.server.delete("default", "web");
     world.receiver.wait_held(&[]);
     assert!(!agent.log().contains(" WARN "), "{}", agent.log());

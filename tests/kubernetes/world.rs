@@ -131,3 +131,14 @@ fn shown(document: &str) -> String {
     names.sort();
     format!("{} {}", if value["remove"] == true { '-' } else { '+' }, names.join(" "))
 }
+
+/// Each case in a thread of its own, for those that mostly wait.
+pub fn side_by_side<T: Send>(cases: impl IntoIterator<Item = T>, check: impl Fn(T) + Sync) {
+    let check = &check;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = cases.into_iter().map(|case| scope.spawn(move || check(case))).collect();
+        for thread in threads {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        }
+    });
+}

@@ -1,4 +1,4 @@
-//! Servers that go silent: everything that is waited for has an end. These tests wait for it, side by side.
+//! Servers that are away without a word: everything that is waited for has an end. These tests wait for it, side by side.
 
 use std::time::{Duration, Instant};
 
