@@ -133,7 +133,9 @@ impl<K, V> Map<K, V> {
         let Place { mut chunk, mut entry, .. } = *place;
         self.len += 1;
         if self.chunks.is_empty() {
-            self.chunks.push(Vec::new());
+            // Room for one: thousands of owners have a single binding each.
+            self.chunks = Vec::with_capacity(1);
+            self.chunks.push(Vec::with_capacity(1));
         }
         if self.chunk(chunk).len() == CHUNK_MAX {
             // What comes in order fills the lists; else there is room in both halves.
