@@ -2,7 +2,7 @@
 //! with, of which there are many here.
 //!
 //! A list of lists, each of at most [`CHUNK_MAX`] entries: a change moves that many entries at most, and with 100,000
-//! entries a thousand lists. Methods are those of `BTreeMap` and `BTreeSet`, where not said otherwise.
+//! entries there are some thousand lists. Methods are those of `BTreeMap` and `BTreeSet`, where not said otherwise.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -17,7 +17,7 @@ mod tests;
 pub use set::Set;
 
 /// Entries in one list, at most.
-const CHUNK_MAX: usize = 128;
+const CHUNK_MAX: usize = 32;
 
 /// Keys with values, in the order of the keys.
 pub struct Map<K, V> {
