@@ -8,12 +8,13 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::RecvTimeoutError;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::config::{Config, ContainerdConfig, SinkConfig};
 use crate::event::{Command, EVENTS_MAX, Event, FailureKind, ForwardState, Report, SinkId, Source};
+use crate::queue::{self, Receiver, Sender};
 use crate::reconciler::{Reconciler, Role, Settings, SinkSettings};
 use crate::relay::Limits;
 use crate::sink::vtunnel::{Address, Vtunnel};
@@ -63,7 +64,7 @@ fn starting(what: &'static str) -> impl FnOnce(io::Error) -> StartError {
 /// An agent whose threads run.
 pub struct Agent {
     events: Receiver<Event>,
-    sender: SyncSender<Event>,
+    sender: Sender<Event>,
     reconciler: Reconciler,
     sinks: Vec<Running>,
     names: Vec<String>,
@@ -73,7 +74,7 @@ pub struct Agent {
 impl Agent {
     /// Starts sinks, then sources. `files_max` is the limit on open descriptors.
     pub fn start(config: &Config, files_max: usize) -> Result<Agent, StartError> {
-        let (sender, events) = sync_channel(EVENTS_MAX);
+        let (sender, events) = queue::bounded(EVENTS_MAX);
         let mut agent = Agent {
             events,
             sender,
@@ -92,7 +93,7 @@ impl Agent {
     }
 
     /// Where to send events from outside, a shutdown among them.
-    pub fn sender(&self) -> SyncSender<Event> {
+    pub fn sender(&self) -> Sender<Event> {
         self.sender.clone()
     }
 
@@ -176,11 +177,7 @@ impl Agent {
                 break;
             }
             let deadline = self.reconciler.deadline().into_iter().chain(end).min();
-            let event = match deadline {
-                Some(deadline) => self.events.recv_timeout(deadline.saturating_duration_since(now)),
-                None => self.events.recv().map_err(RecvTimeoutError::from),
-            };
-            let event = match event {
+            let event = match self.events.recv(deadline.map(|at| at.saturating_duration_since(now))) {
                 Ok(event) => event,
                 Err(RecvTimeoutError::Timeout) => Event::Tick,
                 // Cannot happen while we hold a sender ourselves.

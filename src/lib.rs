@@ -9,7 +9,8 @@
 //! 5. [`sink`] and [`wire`]: who is told, and in what words.
 //! 6. [`relay`]: TCP and UDP pipes, for the agent and for the host end.
 //! 7. [`host`]: the host end.
-//! 8. [`config`], [`flags`], [`logging`], [`privileges`], [`supervisor`], [`stop`], [`backoff`], [`net`], [`cidr`], [`ordered`]:
+//! 8. [`config`], [`flags`], [`logging`], [`privileges`], [`supervisor`], [`stop`], [`backoff`], [`net`], [`cidr`], [`ordered`],
+//!    [`queue`]:
 //!    what programs need.
 //!
 //! ARCHITECTURE.md has the flow, the invariants and the reasons.
@@ -28,6 +29,7 @@ pub mod parse;
 pub mod policy;
 pub mod port;
 pub mod privileges;
+pub mod queue;
 pub mod reconciler;
 pub mod relay;
 pub mod sink;

@@ -2,8 +2,6 @@
 
 use std::io;
 use std::process::ExitCode;
-use std::sync::mpsc::SyncSender;
-use std::thread::Builder;
 
 use caps::Capability;
 use nix::sys::signal::{SigSet, Signal};
@@ -11,8 +9,9 @@ use rancher_desktop_agent::agent::{Agent, needs_relay};
 use rancher_desktop_agent::config::usage::USAGE;
 use rancher_desktop_agent::config::{self, Config, SinkConfig, Wish};
 use rancher_desktop_agent::event::{Event, Source};
+use rancher_desktop_agent::queue::Sender;
 use rancher_desktop_agent::source::child::{self, Privileges};
-use rancher_desktop_agent::supervisor::STACK_BYTES;
+use rancher_desktop_agent::supervisor::spawn;
 use rancher_desktop_agent::{logging, privileges};
 
 const EXIT_FAILED: u8 = 1;
@@ -112,14 +111,14 @@ fn needed_capabilities(config: &Config) -> Vec<Capability> {
 }
 
 /// The first signal asks for a shutdown, the second ends the process at once. The thread lives as long as the process.
-fn watch_signals(signals: SigSet, events: SyncSender<Event>) -> io::Result<()> {
-    Builder::new().name("signals".into()).stack_size(STACK_BYTES).spawn(move || {
+fn watch_signals(signals: SigSet, events: Sender<Event>) -> io::Result<()> {
+    let run = move || {
         let mut first = true;
         while let Ok(signal) = signals.wait() {
             if !std::mem::take(&mut first) || events.send(Event::Shutdown).is_err() {
                 std::process::exit(128 + signal as i32);
             }
         }
-    })?;
-    Ok(())
+    };
+    spawn("signals", Box::new(run)).map(drop)
 }

@@ -2,7 +2,7 @@
 //! with, of which there are many here.
 //!
 //! A list of lists, each of at most [`CHUNK_MAX`] entries: a change moves that many entries at most, and with 100,000
-//! entries a thousand lists. Methods are those of `BTreeMap` and `BTreeSet`, where not said otherwise.
+//! entries there are some thousand lists. Methods are those of `BTreeMap` and `BTreeSet`, where not said otherwise.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -17,7 +17,7 @@ mod tests;
 pub use set::Set;
 
 /// Entries in one list, at most.
-const CHUNK_MAX: usize = 128;
+const CHUNK_MAX: usize = 32;
 
 /// Keys with values, in the order of the keys.
 pub struct Map<K, V> {
@@ -133,7 +133,9 @@ impl<K, V> Map<K, V> {
         let Place { mut chunk, mut entry, .. } = *place;
         self.len += 1;
         if self.chunks.is_empty() {
-            self.chunks.push(Vec::new());
+            // Room for one: thousands of owners have a single binding each.
+            self.chunks = Vec::with_capacity(1);
+            self.chunks.push(Vec::with_capacity(1));
         }
         if self.chunk(chunk).len() == CHUNK_MAX {
             // What comes in order fills the lists; else there is room in both halves.

@@ -3,22 +3,27 @@
 //! A source never gives up: an engine that is not there yet is tried again, at most [`backoff::LONGEST`] apart.
 
 use std::io;
-use std::sync::mpsc::SyncSender;
 use std::thread::{Builder, JoinHandle};
 
 use crate::backoff;
 use crate::event::{Event, Source};
+use crate::queue::Sender;
 use crate::stop::Stop;
 
 /// Stack of every thread of ours, in bytes. Only what is touched counts as memory. A debug build needs over half of it for
 /// JSON nested as deeply as serde_json lets it be.
 pub const STACK_BYTES: usize = 256 * 1024;
 
+/// Starts a thread of ours. What it does comes boxed, so that the code that starts threads is there once.
+pub fn spawn(name: &str, run: Box<dyn FnOnce() + Send>) -> io::Result<JoinHandle<()>> {
+    Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(run)
+}
+
 /// What a source's thread has to do with: where its events go, and when it is to end.
 #[derive(Clone)]
 pub struct Context {
     /// Into the agent's channel. A full channel makes the source wait, and what it watches with it.
-    pub events: SyncSender<Event>,
+    pub events: Sender<Event>,
     /// Raised when the agent ends.
     pub stop: Stop,
 }
@@ -46,7 +51,7 @@ where
     E: std::fmt::Display,
 {
     let stop = context.stop.clone();
-    let thread = Builder::new().name(source.as_str().to_owned()).stack_size(STACK_BYTES).spawn(move || {
+    let run = move || {
         let mut failures = 0;
         loop {
             let (was_healthy, error) = session(&context);
@@ -60,6 +65,7 @@ where
                 return;
             }
         }
-    })?;
+    };
+    let thread = spawn(source.as_str(), Box::new(run))?;
     Ok(Supervised { stop, thread })
 }

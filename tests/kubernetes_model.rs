@@ -275,9 +275,13 @@ impl World {
                 self.cut()
             }
             3 | 4 => {
-                // The watch that follows starts from before that.
+                // Of these edits the watch does not hear, nor can the one that follows where it left off.
+                self.server.stall_watches(true);
+                (0..3).for_each(|_| self.edit());
                 self.server.compact();
-                self.cut()
+                self.server.cut_watches(Cut::InOrder);
+                self.server.stall_watches(false);
+                "compact".to_owned()
             }
             5 => {
                 self.server.expire_watches();

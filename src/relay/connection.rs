@@ -3,13 +3,11 @@
 //! Nothing outlives the relay: the listener's stop descriptor is watched wherever the thread waits. Nothing ends a stream
 //! as if it were complete when it is not: an [`Endpoint`] is reset unless it was carried to its end.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::Sender;
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
@@ -38,7 +36,8 @@ pub(super) struct Connection {
 impl Connection {
     /// Gives it a thread. If there is none to be had, the client is reset.
     pub(super) fn spawn(self, name: &str) -> io::Result<()> {
-        Builder::new().name(name.into()).stack_size(STACK_BYTES).spawn(move || self.run()).map(drop)
+        let run: Box<dyn FnOnce() + Send> = Box::new(move || self.run());
+        Builder::new().name(name.into()).stack_size(STACK_BYTES).spawn(run).map(drop)
     }
 
     fn run(mut self) {
@@ -108,22 +107,18 @@ impl Drop for Endpoint {
     }
 }
 
-/// Keeps a connection in the counters, and the relay's end waiting for it.
-pub(super) struct Counted {
-    counters: Arc<Counters>,
-    _alive: Sender<Infallible>,
-}
+/// Keeps a connection in the counters, for which the relay's end waits.
+pub(super) struct Counted(Arc<Counters>);
 
 impl Counted {
-    /// The loop waits for every clone of `alive` to be gone before it ends.
-    pub(super) fn new(counters: &Arc<Counters>, alive: &Sender<Infallible>) -> Counted {
+    pub(super) fn new(counters: &Arc<Counters>) -> Counted {
         counters.connections.fetch_add(1, Ordering::Relaxed);
-        Counted { counters: Arc::clone(counters), _alive: alive.clone() }
+        Counted(Arc::clone(counters))
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.counters.connections.fetch_sub(1, Ordering::Relaxed);
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }

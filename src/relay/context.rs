@@ -1,9 +1,7 @@
 //! What the relay's loop lends to `tcp` and `udp`: limits, counters, epoll; and how long to wait.
 
-use std::convert::Infallible;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use nix::poll::PollTimeout;
@@ -18,8 +16,6 @@ pub(super) struct Context {
     pub(super) limits: Limits,
     pub(super) admit: Admit,
     pub(super) counters: Arc<Counters>,
-    /// Cloned into every connection. Carries nothing: the loop's end waits until all clones are gone.
-    pub(super) alive: Sender<Infallible>,
     pub(super) epoll: Epoll,
     pub(super) over_connections: Folded,
     pub(super) over_flows: Folded,

@@ -3,11 +3,12 @@
 //! Owns everything there is, hence there is no lock. Never waits anywhere but in epoll (except for the connections'
 //! threads, when it ends), and does no work that grows with the number of listeners or flows on any event.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, channel};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::RecvTimeoutError;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use log::{error, warn};
@@ -22,6 +23,7 @@ use super::udp::Udp;
 use super::{Admit, Counters, Limits};
 use crate::ordered::Map;
 use crate::port::Protocol;
+use crate::queue::{Receiver, Sender};
 
 /// Events taken from epoll at once.
 const EVENTS_MAX: usize = 64;
@@ -32,10 +34,13 @@ const WAKE: u64 = 0;
 /// Longest wait for the connections' threads when the relay ends. They were told, and wait for nothing else.
 const CONNECTIONS_END: Duration = Duration::from_secs(2);
 
+/// How often it is looked whether they have ended.
+const END_LOOK: Duration = Duration::from_millis(1);
+
 /// What [`super::Relay`] asks of its loop. It waits for the reply.
 pub(super) enum Request {
-    Open { protocol: Protocol, listen: SocketAddr, target: SocketAddr, reply: SyncSender<io::Result<()>> },
-    Close { protocol: Protocol, listen: SocketAddr, reply: SyncSender<bool> },
+    Open { protocol: Protocol, listen: SocketAddr, target: SocketAddr, reply: Sender<io::Result<()>> },
+    Close { protocol: Protocol, listen: SocketAddr, reply: Sender<bool> },
 }
 
 /// The state of a relay.
@@ -47,7 +52,6 @@ pub(super) struct EventLoop {
     listeners: Map<(Protocol, SocketAddr), u64>,
     requests: Receiver<Request>,
     wake: Arc<EventFd>,
-    connections: Receiver<Infallible>,
 }
 
 impl EventLoop {
@@ -62,7 +66,6 @@ impl EventLoop {
     ) -> io::Result<EventLoop> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
-        let (alive, connections) = channel();
         let Limits { connections_max, flows_max, .. } = limits;
         let cx = Context {
             over_connections: Folded::new(format!("{name}: resetting connections over the limit of {connections_max}")),
@@ -76,12 +79,11 @@ impl EventLoop {
             limits,
             admit,
             counters,
-            alive,
             epoll,
             last_token: WAKE,
         };
         let listeners = Map::new();
-        Ok(EventLoop { cx, tcp: Tcp::default(), udp: Udp::default(), listeners, requests, wake, connections })
+        Ok(EventLoop { cx, tcp: Tcp::default(), udp: Udp::default(), listeners, requests, wake })
     }
 
     /// Runs until nobody can send requests any more and all connections have ended.
@@ -130,15 +132,15 @@ impl EventLoop {
     /// `Err`: the relay is being dropped. A caller that no longer waits for its reply is no error.
     fn carry_out_requests(&mut self) -> Result<(), ()> {
         loop {
-            match self.requests.try_recv() {
+            match self.requests.recv(Some(Duration::ZERO)) {
                 Ok(Request::Open { protocol, listen, target, reply }) => {
                     let _ = reply.send(self.open(protocol, listen, target));
                 }
                 Ok(Request::Close { protocol, listen, reply }) => {
                     let _ = reply.send(self.close(protocol, listen));
                 }
-                Err(TryRecvError::Empty) => return Ok(()),
-                Err(TryRecvError::Disconnected) => return Err(()),
+                Err(RecvTimeoutError::Timeout) => return Ok(()),
+                Err(RecvTimeoutError::Disconnected) => return Err(()),
             }
         }
     }
@@ -168,13 +170,16 @@ impl EventLoop {
     }
 
     fn end(self) {
-        let EventLoop { cx, tcp, udp, connections, .. } = self;
+        let EventLoop { cx, tcp, udp, .. } = self;
         // Dropping a listener tells its connections to end.
         drop((tcp, udp));
-        let name = cx.name.clone();
-        drop(cx);
-        if connections.recv_timeout(CONNECTIONS_END) == Err(RecvTimeoutError::Timeout) {
-            warn!("{name}: connections have not ended within {} s", CONNECTIONS_END.as_secs());
+        let end = Instant::now() + CONNECTIONS_END;
+        while cx.counters.connections.load(Ordering::Relaxed) > 0 {
+            if Instant::now() >= end {
+                warn!("{}: connections have not ended within {} s", cx.name, CONNECTIONS_END.as_secs());
+                break;
+            }
+            sleep(END_LOOK);
         }
     }
 }

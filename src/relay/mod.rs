@@ -18,13 +18,13 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::port::Protocol;
+use crate::queue::{self, Sender};
 use event_loop::{EventLoop, Request};
 
 mod connection;
@@ -85,7 +85,7 @@ struct Counters {
 /// 2 s for those of connections, which are told at once).
 pub struct Relay {
     /// `None` only while being dropped: the loop ends when nobody can send requests any more.
-    requests: Option<SyncSender<Request>>,
+    requests: Option<Sender<Request>>,
     wake: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
     counters: Arc<Counters>,
@@ -96,9 +96,10 @@ impl Relay {
     pub fn start(name: &str, limits: Limits, admit: Admit) -> io::Result<Relay> {
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let counters = Arc::new(Counters::default());
-        let (requests, received) = sync_channel(REQUESTS_MAX);
+        let (requests, received) = queue::bounded(REQUESTS_MAX);
         let event_loop = EventLoop::new(name, limits, admit, Arc::clone(&counters), received, Arc::clone(&wake))?;
-        let thread = Builder::new().name(name.into()).stack_size(STACK_BYTES).spawn(move || event_loop.run())?;
+        let run: Box<dyn FnOnce() + Send> = Box::new(move || event_loop.run());
+        let thread = Builder::new().name(name.into()).stack_size(STACK_BYTES).spawn(run)?;
         Ok(Relay { requests: Some(requests), wake, thread: Some(thread), counters })
     }
 
@@ -126,11 +127,11 @@ impl Relay {
     }
 
     /// Has the loop carry out a request. `None`: the loop is gone.
-    fn ask<T>(&self, request: impl FnOnce(SyncSender<T>) -> Request) -> Option<T> {
-        let (reply, answer) = sync_channel(1);
+    fn ask<T>(&self, request: impl FnOnce(Sender<T>) -> Request) -> Option<T> {
+        let (reply, answer) = queue::bounded(1);
         self.requests.as_ref()?.send(request(reply)).ok()?;
         self.wake.write(1).ok()?;
-        answer.recv().ok()
+        answer.recv(None).ok()
     }
 }
 

@@ -126,7 +126,7 @@ impl Listener {
             None => Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?),
         };
         self.stop = Arc::downgrade(&stop);
-        let _counted = Counted::new(&cx.counters, &cx.alive);
+        let _counted = Counted::new(&cx.counters);
         let connect_timeout = cx.limits.connect_timeout;
         Connection { client, target: self.target, connect_timeout, stop, _counted }.spawn(&cx.name)
     }

@@ -6,14 +6,13 @@
 
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
-use std::thread::Builder;
 use std::time::Duration;
 
 use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener};
 
 use crate::backoff::wait_after;
 use crate::event::{Event, SinkId};
-use crate::supervisor::{Context, STACK_BYTES, Supervised};
+use crate::supervisor::{Context, Supervised, spawn};
 use crate::wire::vtunnel::{HANDSHAKE_PORT, MAGIC};
 
 const WRITE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -21,7 +20,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Answers handshakes in a thread of its own; `sinks` are reset after each.
 pub fn listen(sinks: Vec<SinkId>, context: Context) -> io::Result<Supervised> {
     let stop = context.stop.clone();
-    let thread = Builder::new().name("handshake".into()).stack_size(STACK_BYTES).spawn(move || {
+    let run = move || {
         let Some(listener) = bind(&context) else { return };
         while context.stop.readable(listener.as_fd()) {
             match answer(&listener) {
@@ -39,7 +38,8 @@ pub fn listen(sinks: Vec<SinkId>, context: Context) -> io::Result<Supervised> {
                 }
             }
         }
-    })?;
+    };
+    let thread = spawn("handshake", Box::new(run))?;
     Ok(Supervised { stop, thread })
 }
 

@@ -9,7 +9,7 @@
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -23,7 +23,7 @@ use crate::ordered::Map;
 use crate::port::{Binding, Protocol};
 use crate::relay::socket;
 use crate::stop::Stop;
-use crate::supervisor::STACK_BYTES;
+use crate::supervisor::spawn;
 
 /// Events taken from epoll at once.
 const EVENTS_MAX: usize = 64;
@@ -60,7 +60,7 @@ impl Listener {
         epoll.add(&stop, EpollEvent::new(EpollFlags::empty(), STOP))?;
         let shared = Arc::new(Shared { epoll, stop, sockets: Mutex::default() });
         let accepting = Arc::clone(&shared);
-        let thread = Builder::new().name("listener".into()).stack_size(STACK_BYTES).spawn(move || accepting.run())?;
+        let thread = spawn("listener", Box::new(move || accepting.run()))?;
         Ok(Listener { shared, open: Map::new(), last_token: STOP, thread: Some(thread) })
     }
 

@@ -11,16 +11,17 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::thread::{Builder, JoinHandle};
+use std::sync::mpsc::{RecvTimeoutError, TrySendError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 
 use crate::event::{Answer, Document, Event, Failure, FailureKind, SinkId};
+use crate::queue::{self, Sender};
 use crate::reconciler::ledger::IN_FLIGHT_MAX;
-use crate::supervisor::STACK_BYTES;
+use crate::supervisor::spawn;
 
 /// Carries out documents, one after the other. Must end within seconds whatever the peer does.
 pub trait Sink: Send {
@@ -47,26 +48,22 @@ pub trait Sink: Send {
 /// A sink's thread, and the way to it. Dropping it lets the thread end after what is queued.
 pub struct Running {
     id: SinkId,
-    queue: SyncSender<Document>,
+    queue: Sender<Document>,
     hurry: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
 impl Running {
     /// Starts the thread.
-    pub fn start(id: SinkId, name: &str, mut sink: Box<dyn Sink>, events: SyncSender<Event>) -> io::Result<Running> {
+    pub fn start(id: SinkId, name: &str, mut sink: Box<dyn Sink>, events: Sender<Event>) -> io::Result<Running> {
         // The reconciler never has more documents out, so the queue cannot overflow.
-        let (queue, documents) = sync_channel::<Document>(IN_FLIGHT_MAX);
+        let (queue, documents) = queue::bounded::<Document>(IN_FLIGHT_MAX);
         let hurry = Arc::new(AtomicBool::new(false));
         let in_a_hurry = hurry.clone();
-        let thread = Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(move || {
+        let run = move || {
             let mut listening = true;
             while listening {
-                let next = match sink.heartbeat() {
-                    Some(pause) => documents.recv_timeout(pause),
-                    None => documents.recv().map_err(RecvTimeoutError::from),
-                };
-                listening = match next {
+                listening = match documents.recv(sink.heartbeat()) {
                     Ok(document) => {
                         if in_a_hurry.load(Ordering::Relaxed) {
                             sink.hurry();
@@ -84,7 +81,8 @@ impl Running {
                     listening &= events.send(Event::SinkReset { sink: id, reason }).is_ok();
                 }
             }
-        })?;
+        };
+        let thread = spawn(name, Box::new(run))?;
         Ok(Running { id, queue, hurry, thread })
     }
 

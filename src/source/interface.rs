@@ -5,14 +5,13 @@
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::thread::Builder;
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket};
 
 use crate::event::{Event, SinkId};
 use crate::net;
-use crate::supervisor::{Context, STACK_BYTES, Supervised};
+use crate::supervisor::{Context, Supervised, spawn};
 use crate::wire::port_mapping::ConnectAddr;
 
 /// RTMGRP_LINK, RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR.
@@ -24,7 +23,7 @@ pub fn watch(interface: String, sinks: Vec<SinkId>, context: Context) -> io::Res
     let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
     bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
     let stop = context.stop.clone();
-    let thread = Builder::new().name("interface".into()).stack_size(STACK_BYTES).spawn(move || {
+    let run = move || {
         let mut last = addresses(&interface);
         while context.stop.readable(std::os::fd::AsFd::as_fd(&socket)) {
             if let Err(errno) = drain(&socket) {
@@ -40,7 +39,8 @@ pub fn watch(interface: String, sinks: Vec<SinkId>, context: Context) -> io::Res
                 }
             }
         }
-    })?;
+    };
+    let thread = spawn("interface", Box::new(run))?;
     Ok(Supervised { stop, thread })
 }
 
