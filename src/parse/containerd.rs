@@ -104,7 +104,7 @@ pub fn event(line: &[u8]) -> Result<Option<TaskEvent>, ParseError> {
     if !wanted || UNWATCHED.contains(&namespace) {
         return Ok(None);
     }
-    let value: Value = serde_json::from_str(payload)?;
+    let value: Value = serde_json::from_slice(payload.as_bytes())?;
     let of_task = topic.starts_with("/tasks/");
     let id_field = if of_task { "container_id" } else { "id" };
     let id = value.get(id_field).and_then(Value::as_str);
@@ -230,7 +230,7 @@ pub fn info(output: &[u8]) -> Result<Record, ParseError> {
     };
     if let Some(ports) = labels.get(PORTS_LABEL) {
         let text = ports.as_str().ok_or(ParseError::Field { path: PORTS_LABEL, expected: "a string" })?;
-        return Ok(Record::Ports(published(PORTS_LABEL, &serde_json::from_str(text)?)?));
+        return Ok(Record::Ports(published(PORTS_LABEL, &serde_json::from_slice(text.as_bytes())?)?));
     }
     let Some(dir) = labels.get(STATE_DIR_LABEL) else { return Ok(Record::None) };
     let dir = dir
