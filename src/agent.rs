@@ -252,8 +252,11 @@ impl Agent {
                 log::info!("announcing everything again sink={} reason={reason:?}", self.name(*sink));
             }
             Report::Source { source, problem: None, .. } => log::info!("source ready source={source}"),
-            Report::Source { source, problem: Some(reason), losses } => {
+            Report::Source { source, problem: Some(reason), lost: true, losses } => {
                 log::warn!("source lost, trying on source={source} losses={losses} reason={reason:?}");
+            }
+            Report::Source { source, problem: Some(reason), lost: false, .. } => {
+                log::warn!("source in trouble, trying on source={source} reason={reason:?}");
             }
             Report::Stale { owner, stale: true } => {
                 log::warn!("stale: nothing is left of what it leads to owner={owner}");

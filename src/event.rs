@@ -106,7 +106,8 @@ pub enum Event {
         /// Why, for people.
         reason: String,
     },
-    /// A source cannot read all of what it watches, and tries again. Its claims stay until its next snapshot.
+    /// What a source watches is there, but cannot be read, or not all of it; it tries again. Its claims stay until its next
+    /// snapshot, also where it was lost before.
     SourceTroubled {
         /// Which source.
         source: Source,
@@ -248,6 +249,8 @@ pub enum Report {
         source: Source,
         /// `None`: it has just given its complete view. Otherwise what is wrong.
         problem: Option<String>,
+        /// Whether it is lost: its claims end with the grace time.
+        lost: bool,
         /// How often it was lost so far in this run.
         losses: u64,
     },

@@ -143,7 +143,10 @@ impl Reconciler {
                 *self.losses.entry(source).or_default() += 1;
                 self.source_problem(source, Some(reason), &mut out);
             }
-            Event::SourceTroubled { source, reason } => self.source_problem(source, Some(reason), &mut out),
+            Event::SourceTroubled { source, reason } => {
+                self.lost.remove(&source);
+                self.source_problem(source, Some(reason), &mut out);
+            }
             Event::Stale { source, keys } => self.mark_stale(source, &keys, &mut out),
             Event::Skipped { source, reason } => self.skip(source, reason, &mut out),
             Event::Answered { sink, ticket, answer } => {
@@ -333,7 +336,8 @@ impl Reconciler {
         if self.problems.get(&source) != Some(&problem) {
             self.problems.insert(source, problem.clone());
             let losses = self.losses.get(&source).copied().unwrap_or_default();
-            out.push(Command::Report(Report::Source { source, problem, losses }));
+            let lost = self.lost.contains_key(&source);
+            out.push(Command::Report(Report::Source { source, problem, lost, losses }));
         }
     }
 

@@ -215,7 +215,8 @@ fn events_that_cannot_be_read_lead_to_a_listing() {
     world.raw("nonsense\n2026-11-21 00:29:10.4 +0000 UTC n /tasks/exit {\"container_id\":\"--help\"}\n");
     world.wait_held(&[]);
     assert_eq!(world.agent.log().matches("skipped input").count(), 1, "{}", world.agent.log());
-    assert!(!world.agent.log().contains("source lost"));
+    let log = world.agent.log();
+    assert!(!log.contains("source lost"), "{log}");
     world.end();
 }
 

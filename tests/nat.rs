@@ -77,7 +77,7 @@ impl Tools {
     /// One whose tools do not all work.
     fn agent_in_trouble(&self, vm: &Vm, args: &[&str]) -> Agent {
         let agent = self.start(vm, args);
-        agent.wait_log("source lost");
+        agent.wait_log("source in trouble");
         agent
     }
 
@@ -164,7 +164,7 @@ fn s07_host_ports_of_pods_reach_every_sink() {
         held(&[]);
         before.delete();
         sinks.iter().for_each(|sink| sink.wait_held(&[]));
-        for wrong in ["skipped", "source lost", "stale"] {
+        for wrong in ["skipped", "trying on", "stale"] {
             assert!(!agent.log().contains(wrong), "{variant:?}: {}", agent.log());
         }
         assert_eq!(agent.stop(), Some(0));
@@ -477,7 +477,7 @@ fn five_thousand_rules_come_and_go() {
     guest(&vm, &["iptables-nft", "-t", "nat", "-F"]);
     eventually("their end", || Some(()).filter(|()| sink.held().is_empty()).ok_or(sink.held().len()));
     assert!(tools.count() < 40, "{}: reading follows writing, not each rule", tools.count());
-    assert!(!agent.log().contains("source lost"), "{}", agent.log());
+    assert!(!agent.log().contains("trying on"), "{}", agent.log());
 }
 
 #[test]
@@ -492,7 +492,7 @@ fn a_tool_that_is_killed_again_and_again_does_not_end_the_source() {
     eventually("runs", || Some(()).filter(|()| runs() >= 5).ok_or(runs()));
     tools.switch("iptables-nft-save", false);
     sink.wait_held(&["127.0.0.1:8080/tcp"]);
-    assert_eq!(agent.log().matches("source lost").count(), 1, "said once: {}", agent.log());
+    assert_eq!(agent.log().matches("source in trouble").count(), 1, "said once: {}", agent.log());
 }
 
 #[test]

@@ -183,7 +183,8 @@ fn lists_that_cannot_be_used() {
         let seen = world.server.wait_requests(before + 4, |_| true);
         assert!(seen[before..].iter().all(|request| request.is_list()), "{list}: {seen:?}");
         let log = agent.log();
-        let line = log.lines().find(|line| line.contains("source lost")).unwrap_or_else(|| panic!("{list}: {log}"));
+        let line =
+            log.lines().find(|line| line.contains("source in trouble")).unwrap_or_else(|| panic!("{list}: {log}"));
         assert!(line.contains("the list of Services from https://") && line.contains(word), "{list}: {line}");
         assert_eq!(count(&log, " WARN "), 1, "{list}: {log}");
         world.server.raw_list(None);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::support::kube_server::{Client, Cut, Fault, On, Request};
 use crate::support::kubeconfig::KubeConfig;
-use crate::world::{LONG_GRACE, World, count, node_port, side_by_side};
+use crate::world::{World, count, node_port, side_by_side};
 
 /// Shorter than any of these tests: what a server that answers published does not depend on it.
 const SHORT_GRACE: [&str; 2] = ["--engine-grace", "100ms"];
@@ -132,7 +132,7 @@ fn retry_after_is_heeded() {
         assert!(pause >= wait && pause < wait * 5, "{fault:?} {on:?}: {pause:?}");
         world.server.wait_watches(1);
         world.wait_marker_after(&agent, &mut expect);
-        assert_eq!(count(&agent.log(), "source lost"), 1, "{}", agent.log());
+        assert_eq!(count(&agent.log(), "source in trouble"), 1, "{}", agent.log());
     });
 }
 
@@ -168,7 +168,7 @@ fn a_watch_that_is_refused_is_no_busy_loop() {
 #[test]
 #[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn a_server_that_starts_slowly_is_waited_for() {
-    let (world, agent) = World::running(&[node_port("web", 30080)], &LONG_GRACE);
+    let (world, agent) = World::running(&[node_port("web", 30080)], &["--engine-grace", "2s"]);
     world.wait_documents(&agent, &["+ 0.0.0.0:30080/tcp"]);
     world.server.stop();
     agent.wait_log("source lost");

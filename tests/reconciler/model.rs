@@ -30,6 +30,7 @@ enum Step {
     Claim(usize, u32),
     Snapshot([u32; OWNERS.len()]),
     SourceLost,
+    SourceTroubled,
     /// So late, whatever the deadline.
     Tick(u64),
     Deadline,
@@ -112,6 +113,9 @@ fn act(world: &mut World, step: Step, universe: &[Binding]) {
             world.apply(Event::Snapshot { source: Source::Docker, claims });
         }
         Step::SourceLost => world.lose_source(),
+        Step::SourceTroubled => {
+            world.apply(Event::SourceTroubled { source: Source::Docker, reason: "answers 503".into() });
+        }
         Step::Tick(ms) => {
             world.now += Duration::from_millis(ms);
             world.apply(Event::Tick);
@@ -232,7 +236,8 @@ fn step(random: &mut Random) -> Step {
         0..18 => Step::Claim(random.below(OWNERS.len() as u64) as usize, random.places()),
         18..22 => Step::Snapshot(std::array::from_fn(|_| random.places())),
         22..25 => Step::SourceLost,
-        25..33 => Step::Tick(random.below(3_000)),
+        25 => Step::SourceTroubled,
+        26..33 => Step::Tick(random.below(3_000)),
         33..40 => Step::Deadline,
         40..43 => Step::Reset(sink),
         43..46 => Step::Restart(sink, random.below(2) == 0),

@@ -159,17 +159,41 @@ fn a_troubled_source_keeps_its_claims_and_losses_are_counted() {
     agent.apply(Event::Tick);
     assert_eq!(agent.held(0), "0.0.0.0:80/tcp");
     agent.snapshot(Source::Nat, &[("a", "0.0.0.0:80/tcp")]);
+    let loss = || Event::SourceLost { source: Source::Nat, reason: "no socket".into() };
     for _ in 0..3 {
-        agent.apply(Event::SourceLost { source: Source::Nat, reason: "no socket".into() });
+        agent.apply(loss());
     }
+    // It is there again, if not in order: the grace time is over, and begins anew with the next loss.
+    agent.now += GRACE / 2;
+    agent.apply(trouble());
+    agent.now += GRACE * 2;
+    agent.apply(Event::Tick);
+    assert_eq!(agent.held(0), "0.0.0.0:80/tcp");
+    agent.apply(loss());
+    agent.now += GRACE - Duration::from_millis(1);
+    agent.apply(Event::Tick);
+    assert_eq!(agent.held(0), "0.0.0.0:80/tcp");
+    agent.now += Duration::from_millis(1);
+    agent.apply(Event::Tick);
+    assert_eq!(agent.held(0), "");
     agent.snapshot(Source::Nat, &[]);
     let told = |report: &Report| match report {
-        Report::Source { problem, losses, .. } => Some((problem.clone().unwrap_or_default(), *losses)),
+        Report::Source { problem, lost, losses, .. } => Some((problem.clone().unwrap_or_default(), *lost, *losses)),
         _ => None,
     };
-    let told: Vec<(String, u64)> = agent.reports.iter().filter_map(told).collect();
-    let told: Vec<(&str, u64)> = told.iter().map(|(problem, losses)| (problem.as_str(), *losses)).collect();
-    assert_eq!(told, [("", 0), ("exit status 1", 0), ("", 0), ("no socket", 1), ("", 3)], "each change once");
+    let told: Vec<(String, bool, u64)> = agent.reports.iter().filter_map(told).collect();
+    let told: Vec<(&str, bool, u64)> = told.iter().map(|(problem, lost, n)| (problem.as_str(), *lost, *n)).collect();
+    let (trouble, loss) = ("exit status 1", "no socket");
+    let expect = [
+        ("", false, 0),
+        (trouble, false, 0),
+        ("", false, 0),
+        (loss, true, 1),
+        (trouble, false, 3),
+        (loss, true, 4),
+        ("", false, 4),
+    ];
+    assert_eq!(told, expect, "each change once");
 }
 
 #[test]

@@ -198,11 +198,11 @@ impl World {
                 self.lost = None;
             }
             Event::SourceLost { .. } => drop(self.lost.get_or_insert(self.now + GRACE)),
+            Event::SourceTroubled { .. } => self.lost = None,
             Event::Shutdown => self.stopping = true,
             Event::Tick
             | Event::Answered { .. }
             | Event::SinkReset { .. }
-            | Event::SourceTroubled { .. }
             | Event::Stale { .. }
             | Event::Skipped { .. } => {
                 if self.lost.is_none_or(|until| until > self.now) {
