@@ -27,7 +27,7 @@ use crate::source::lines::Lines;
 /// The largest list that is read, in bytes. A Service makes about 1 KB; none of it is kept but its ports.
 const LIST_BYTES_MAX: u64 = 256 << 20;
 
-/// The longest line of a watch that is kept, in bytes. Objects are limited to 1.5 MB by the server's storage.
+/// The longest line of a watch that is kept, in bytes. The API server takes no object above 3 MiB.
 pub const EVENT_BYTES_MAX: usize = 4 << 20;
 
 /// The server is asked to end a watch after that many seconds, so that one which does not has failed.
