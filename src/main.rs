@@ -68,7 +68,10 @@ fn print(text: &str) -> ExitCode {
 fn summary(config: &Config) -> String {
     let docker = config.docker.iter().map(|socket| format!("source=docker:{}", socket.display()));
     let containerd = config.containerd.iter().map(|c| format!("source=containerd:{}", c.socket.display()));
-    let kubernetes = config.kubernetes.iter().map(|k| format!("source=kubernetes:{}", k.kubeconfig.display()));
+    let kubernetes = config.kubernetes.iter().map(|k| {
+        let insecure = if k.insecure_tls { " insecure-kubernetes-tls" } else { "" };
+        format!("source=kubernetes:{}{insecure}", k.kubeconfig.display())
+    });
     let nat = config.nat_interval.iter().map(|_| "source=nat".to_owned());
     let sinks = config.sinks.iter().map(|(sink, feeds)| match *feeds {
         Source::ALL => format!("sink={sink}"),

@@ -57,6 +57,10 @@ fn check_says_what_would_run() {
             agent(&["-kubernetes", "-kubeconfig", "/k.yaml", "-privilegedService", "-iptables=false", "--check"]);
         let expect = "source=kubernetes:/k.yaml sink=tcp://127.0.0.1:3040 relay=eth0 exposure=loopback\n";
         assert_eq!(String::from_utf8_lossy(&output.stdout), expect);
+        let output = agent(&["-kubernetes", "--insecure-kubernetes-tls", "--sink", "stdout:", "--check"]);
+        let expect = "source=kubernetes:/etc/rancher/k3s/k3s.yaml insecure-kubernetes-tls source=nat sink=stdout: \
+                      exposure=loopback\n";
+        assert_eq!(String::from_utf8_lossy(&output.stdout), expect);
     }
     let output = agent(&["--check"]);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "source=nat sink=listener: exposure=loopback\n");

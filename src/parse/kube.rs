@@ -93,7 +93,7 @@ pub enum WatchEvent {
 pub struct Status {
     /// The HTTP status that goes with it: 410 asks for a new list. 0: not given.
     pub code: u16,
-    /// For people, shortened.
+    /// For people: shortened, and nothing in it that a terminal would act on.
     pub message: String,
 }
 

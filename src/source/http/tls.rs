@@ -134,6 +134,10 @@ impl Stream for TlsStream {
         loop {
             match self.tls.reader().read(buffer) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.turn(deadline)?,
+                // Rustls' own words are for programmers, and a server that restarts makes everybody read them.
+                Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                    return Err(io::Error::new(ErrorKind::UnexpectedEof, "the connection was cut"));
+                }
                 result => return result,
             }
         }

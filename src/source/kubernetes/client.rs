@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use ureq::http::Response;
@@ -27,7 +27,7 @@ use crate::source::lines::Lines;
 /// The largest list that is read, in bytes. A Service makes about 1 KB; none of it is kept but its ports.
 const LIST_BYTES_MAX: u64 = 256 << 20;
 
-/// The longest line of a watch that is kept, in bytes. Objects are limited to 1.5 MB by the server's storage.
+/// The longest line of a watch that is kept, in bytes. The API server takes no object above 3 MiB.
 pub const EVENT_BYTES_MAX: usize = 4 << 20;
 
 /// The server is asked to end a watch after that many seconds, so that one which does not has failed.
@@ -203,7 +203,7 @@ fn tls_config(path: &Path, kubeconfig: &Kubeconfig) -> Result<ClientConfig, Kube
         match certificates {
             Ok(found) if !found.is_empty() => Ok(found),
             Ok(_) => Err(in_file(blob, "holds no certificate (-----BEGIN CERTIFICATE-----)".into())),
-            Err(error) => Err(in_file(blob, format!("is not PEM: {error}"))),
+            Err(error) => Err(in_file(blob, format!("is not PEM: {}", not_pem(&error)))),
         }
     };
     let provider = Arc::new(http::crypto::provider());
@@ -226,7 +226,8 @@ fn tls_config(path: &Path, kubeconfig: &Kubeconfig) -> Result<ClientConfig, Kube
         (Some(certificate), Some(key)) => {
             let pem = read(path, key)?;
             let der = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| {
-                in_file(key, format!("holds no key in PEM (PKCS#8, PKCS#1 or SEC1, not encrypted): {error}"))
+                let cause = not_pem(&error);
+                in_file(key, format!("holds no key in PEM (PKCS#8, PKCS#1 or SEC1, not encrypted): {cause}"))
             })?;
             builder.with_client_auth_cert(certificates(certificate)?, der).map_err(|error| match error {
                 rustls::Error::InconsistentKeys(_) => {
@@ -240,6 +241,17 @@ fn tls_config(path: &Path, kubeconfig: &Kubeconfig) -> Result<ClientConfig, Kube
     // A new connection is rare, and a full handshake with it cheap; tickets would be kept for nothing.
     tls.resumption = Resumption::disabled();
     Ok(tls)
+}
+
+/// Without what stands there, which the library's words would quote: in a key on a single line, all of it.
+fn not_pem(error: &pem::Error) -> &'static str {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => "a -----BEGIN line is followed by no -----END line of the same name",
+        pem::Error::IllegalSectionStart { .. } => "a -----BEGIN line does not end in -----",
+        pem::Error::Base64Decode(_) => "what it holds is not base64",
+        pem::Error::NoItemsFound => "there is none in it",
+        _ => "it cannot be read",
+    }
 }
 
 /// `--insecure-kubernetes-tls`: takes any certificate, as long as its key signs the handshake.
@@ -278,5 +290,41 @@ impl ServerCertVerifier for AnyServer {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_error_shows_a_key() {
+        let secret = "c2VjcmV0IHNlY3JldCBzZWNyZXQ=";
+        let blob = |text: &str| Some(Blob { field: "f".into(), place: Place::Inline(text.as_bytes().to_vec()) });
+        for text in [
+            format!("-----BEGIN PRIVATE KEY----- {secret} -----END PRIVATE KEY-----\n"),
+            format!("-----BEGIN PRIVATE KEY----{secret}\n-----END PRIVATE KEY-----\n"),
+            format!("-----BEGIN PRIVATE KEY-----\n{secret}\n"),
+            format!("-----BEGIN PRIVATE KEY-----\n{secret}!\n-----END PRIVATE KEY-----\n"),
+            format!("-----BEGIN PRIVATE KEY-----\n{secret}\n-----END PRIVATE KEY-----\n"),
+            format!("-----BEGIN SECRET-----\n{secret}\n-----END SECRET-----\n"),
+        ] {
+            let kubeconfig = Kubeconfig {
+                server: "https://k".into(),
+                server_name: "k".into(),
+                certificate_authority: None,
+                insecure_skip_tls_verify: true,
+                client_certificate: blob(&text),
+                client_key: blob(&text),
+                token: None,
+            };
+            let certificate = Kubeconfig { certificate_authority: blob(&text), ..kubeconfig.clone() };
+            for kubeconfig in [kubeconfig, certificate] {
+                let error = tls_config(Path::new("k"), &kubeconfig).unwrap_err().to_string();
+                assert!(error.starts_with("kubeconfig k: f: "), "{error}");
+                // As text, and as a list of bytes.
+                assert!(!error.contains(&secret[..4]) && !error.contains("99, 50, 86"), "{error}");
+            }
+        }
     }
 }

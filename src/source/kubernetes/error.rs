@@ -80,7 +80,7 @@ impl fmt::Display for KubernetesError {
                 let remedy = match error.kind() {
                     io::ErrorKind::NotFound => " (it is looked for again until it is there)",
                     io::ErrorKind::PermissionDenied => {
-                        " (the agent has no right to read files of others: let root own it, or let others read it)"
+                        " (the agent, even as root, reads only what its user may: let that user own the file)"
                     }
                     _ => "",
                 };
@@ -89,9 +89,11 @@ impl fmt::Display for KubernetesError {
             KubernetesError::Kubeconfig { path, error } => write!(f, "kubeconfig {}: {error}", path.display()),
             KubernetesError::Request { server, error } => {
                 write!(f, "cannot ask {server}: ")?;
-                match tls::failure(error) {
-                    Some(error) => explain(error, f),
-                    None => write!(f, "{error}"),
+                match (tls::failure(error), error) {
+                    (Some(error), _) => explain(error, f),
+                    // The library would say "io: " before it.
+                    (None, ureq::Error::Io(error)) => write!(f, "{error}"),
+                    (None, error) => write!(f, "{error}"),
                 }
             }
             KubernetesError::Refused { server, status: Status { code, message }, .. } => {
@@ -100,7 +102,7 @@ impl fmt::Display for KubernetesError {
                     403 => " (the kubeconfig's user needs the rights to list and watch services)",
                     _ => "",
                 };
-                write!(f, "{server} answers {code}: {}{remedy}", message.escape_debug())
+                write!(f, "{server} answers {code}: {message}{remedy}")
             }
             KubernetesError::Stopped => f.write_str("the agent ends"),
             KubernetesError::List { server, error } => write!(f, "the list of Services from {server}: {error}"),
@@ -140,5 +142,27 @@ fn explain(error: &rustls::Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str("its certificate is for other names: tls-server-name in the kubeconfig can say which to expect")
         }
         _ => write!(f, "{error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_what_the_server_says_without_the_library() {
+        let server = || "https://k".to_owned();
+        let error = io::Error::from(io::ErrorKind::ConnectionRefused).into();
+        assert_eq!(
+            KubernetesError::Request { server: server(), error }.to_string(),
+            "cannot ask https://k: connection refused"
+        );
+        let body = br#"{"kind":"Status","code":403,"message":"\"u\" may not\u001b"}"#;
+        let refused =
+            KubernetesError::Refused { server: server(), status: crate::parse::kube::status(body), retry_after: None };
+        assert_eq!(
+            refused.to_string(),
+            "https://k answers 403: \"u\" may not\\u{1b} (the kubeconfig's user needs the rights to list and watch services)"
+        );
     }
 }
