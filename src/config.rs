@@ -19,6 +19,7 @@ use crate::flags::{FlagError, Parsed};
 use crate::logging::Format;
 use crate::ordered::Set;
 use crate::policy::Policy;
+use crate::port::{Binding, Protocol};
 use crate::sink::vtunnel::Address;
 use crate::wire::vtunnel::DOCUMENTS_PORT;
 use mode::{Given, Mode, ModeSink, NoMode};
@@ -51,6 +52,8 @@ pub struct KubernetesConfig {
     pub listener_ip: Ipv4Addr,
     /// A kubeconfig may turn the check of the server's certificate off.
     pub insecure_tls: bool,
+    /// The API server itself, on the host's loopback: what wsl-proxy is to be told.
+    pub api_server: Binding,
 }
 
 /// A sink to run.
@@ -226,7 +229,6 @@ pub fn read(
 
 /// Values that belong to what is not built yet: wrong ones are refused all the same.
 fn check_unused(flags: &Parsed) -> Result<(), ConfigError> {
-    value(flags, "k8sAPIPort", "a port, 1 to 65535", |text| text.parse::<NonZeroU16>().ok())?;
     value(flags, "tap-interface-ip", "an IPv4 address", |text| text.parse::<Ipv4Addr>().ok())?;
     Ok(())
 }
@@ -269,10 +271,12 @@ fn kubernetes(flags: &Parsed) -> Result<KubernetesConfig, ConfigError> {
     let path = |text: &str| (!text.is_empty()).then(|| PathBuf::from(text));
     let listener =
         |text: &str| text.parse().ok().filter(|ip: &Ipv4Addr| ip.is_unspecified() || *ip == Ipv4Addr::LOCALHOST);
+    let host_port = value(flags, "k8sAPIPort", "a port, 1 to 65535", |text| text.parse::<NonZeroU16>().ok())?;
     Ok(KubernetesConfig {
         kubeconfig: value(flags, "kubeconfig", "a path", path)?,
         listener_ip: value(flags, "k8sServiceListenerAddr", "0.0.0.0 or 127.0.0.1", listener)?,
         insecure_tls: flags.on("insecure-kubernetes-tls"),
+        api_server: Binding { protocol: Protocol::Tcp, host_ip: Ipv4Addr::LOCALHOST.into(), host_port },
     })
 }
 

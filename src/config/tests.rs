@@ -81,10 +81,12 @@ fn kubernetes_has_its_settings() {
     let given = kubernetes("-kubernetes").unwrap();
     assert_eq!(given.kubeconfig, PathBuf::from("/etc/rancher/k3s/k3s.yaml"));
     assert_eq!((given.listener_ip, given.insecure_tls), (Ipv4Addr::UNSPECIFIED, false));
+    assert_eq!(given.api_server.to_string(), "127.0.0.1:6443/tcp");
     let line = "-kubernetes -kubeconfig k -k8sServiceListenerAddr 127.0.0.1 -k8sAPIPort 7 --insecure-kubernetes-tls";
     let given = kubernetes(line).unwrap();
     assert_eq!(given.kubeconfig, PathBuf::from("k"));
     assert_eq!((given.listener_ip, given.insecure_tls), (Ipv4Addr::LOCALHOST, true));
+    assert_eq!(given.api_server.to_string(), "127.0.0.1:7/tcp");
 }
 
 #[cfg(not(feature = "kubernetes"))]
