@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use ureq::http::Response;
@@ -193,6 +193,17 @@ fn read(kubeconfig: &Path, blob: &Blob) -> Result<Vec<u8>, KubernetesError> {
 
 /// How to know the server, and how to prove who we are.
 fn tls_config(path: &Path, kubeconfig: &Kubeconfig) -> Result<ClientConfig, KubernetesError> {
+/// The error's own words quote the line that is wrong, which holds the whole key where the file has lost its line ends.
+fn pem_cause(error: &pem::Error) -> &'static str {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => "a -----BEGIN line has no -----END line",
+        pem::Error::IllegalSectionStart { .. } => "a -----BEGIN line does not end in -----",
+        pem::Error::Base64Decode(_) => "what is between -----BEGIN and -----END is not base64",
+        pem::Error::NoItemsFound => "nothing of that kind is in it",
+        _ => "it cannot be read",
+    }
+}
+
     let in_file = |blob: &Blob, cause: String| KubernetesError::Kubeconfig {
         path: path.to_owned(),
         error: wrong(&blob.field, cause),
@@ -203,7 +214,7 @@ fn tls_config(path: &Path, kubeconfig: &Kubeconfig) -> Result<ClientConfig, Kube
         match certificates {
             Ok(found) if !found.is_empty() => Ok(found),
             Ok(_) => Err(in_file(blob, "holds no certificate (-----BEGIN CERTIFICATE-----)".into())),
-            Err(error) => Err(in_file(blob, format!("is not PEM: {error}"))),
+            Err(error) => Err(in_file(blob, format!("is not PEM: {}", pem_cause(&error)))),
         }
     };
     let provider = Arc::new(http::crypto::provider());
@@ -226,7 +237,8 @@ fn tls_config(path: &Path, kubeconfig: &Kubeconfig) -> Result<ClientConfig, Kube
         (Some(certificate), Some(key)) => {
             let pem = read(path, key)?;
             let der = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| {
-                in_file(key, format!("holds no key in PEM (PKCS#8, PKCS#1 or SEC1, not encrypted): {error}"))
+                let cause = pem_cause(&error);
+                in_file(key, format!("holds no key in PEM (PKCS#8, PKCS#1 or SEC1, not encrypted): {cause}"))
             })?;
             builder.with_client_auth_cert(certificates(certificate)?, der).map_err(|error| match error {
                 rustls::Error::InconsistentKeys(_) => {
