@@ -143,7 +143,11 @@ impl Reconciler {
                 *self.losses.entry(source).or_default() += 1;
                 self.source_problem(source, Some(reason), &mut out);
             }
-            Event::SourceTroubled { source, reason } => self.source_problem(source, Some(reason), &mut out),
+            Event::SourceTroubled { source, reason } => {
+                // What it watches is there again, though it cannot be read: the claims most likely hold.
+                self.lost.remove(&source);
+                self.source_problem(source, Some(reason), &mut out);
+            }
             Event::Stale { source, keys } => self.mark_stale(source, &keys, &mut out),
             Event::Skipped { source, reason } => self.skip(source, reason, &mut out),
             Event::Answered { sink, ticket, answer } => {

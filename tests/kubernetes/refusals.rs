@@ -177,3 +177,18 @@ fn a_server_that_starts_slowly_is_waited_for() {
     world.server.resume();
     world.wait_documents(&agent, &["+ 0.0.0.0:30080/tcp", "+ 0.0.0.0:30081/tcp"]);
 }
+
+/// A restart that takes longer than the grace time, but for a part of which the server answers.
+#[test]
+#[ignore = "needs openssl"]
+fn s02_a_server_that_refuses_after_a_restart_keeps_its_services() {
+    let (world, agent) = World::running(&[node_port("web", 30080)], &["-debug", "--engine-grace", "2s"]);
+    world.wait_documents(&agent, &["+ 0.0.0.0:30080/tcp"]);
+    world.server.fault(On::Any, Fault::Status { code: 503, retry_after: Some(1) }, Some(4));
+    world.server.stop();
+    agent.wait_log("source lost");
+    world.server.resume();
+    agent.wait_log("refusals=4");
+    world.server.wait_watches(1);
+    world.wait_marker(&agent, &["+ 0.0.0.0:30080/tcp"]);
+}

@@ -173,6 +173,24 @@ fn a_troubled_source_keeps_its_claims_and_losses_are_counted() {
 }
 
 #[test]
+fn s02_a_source_that_is_found_in_trouble_keeps_its_claims() {
+    let mut agent = Agent::new(&[SinkSettings::of_all(Role::Peer)]);
+    agent.snapshot(Source::Kubernetes, &[("a", "0.0.0.0:80/tcp")]);
+    let source = Source::Kubernetes;
+    agent.apply(Event::SourceLost { source, reason: "refused".into() });
+    agent.now += GRACE / 2;
+    agent.apply(Event::SourceTroubled { source, reason: "answers 503".into() });
+    agent.now += GRACE * 2;
+    agent.apply(Event::Tick);
+    assert_eq!(agent.held(0), "0.0.0.0:80/tcp");
+    // Lost again: the grace begins anew.
+    agent.apply(Event::SourceLost { source, reason: "refused".into() });
+    agent.now += GRACE;
+    agent.apply(Event::Tick);
+    assert_eq!(agent.held(0), "");
+}
+
+#[test]
 fn owners_are_shown_as_people_know_them() {
     let hash = "0123456789abcdef".repeat(4);
     for (source, key, expect) in [
