@@ -99,6 +99,34 @@ fn data_of_the_wrong_kind() {
     );
 }
 
+/// A key that has lost its line ends, or part of its first line, is in no line of the log: neither as text nor as numbers.
+#[test]
+#[ignore = "needs openssl"]
+fn a_key_in_disorder_is_not_in_the_log() {
+    let spoilt: [fn(String) -> String; 3] = [
+        |key| key.replace('\n', " "),
+        |key| key.replacen("-----\n", " ", 1),
+        |key| key.replacen("KEY-----\n", "KEY-----\n!", 1),
+    ];
+    for spoil in spoilt {
+        for field in ["client-key", "client-certificate"] {
+            let world = World::new();
+            let key = fs::read_to_string(world.pki.client(Key::EcSec1).key).unwrap();
+            let (first, numbers) = (key.lines().nth(1).unwrap()[..12].to_owned(), &key.as_bytes()[32..40]);
+            let numbers = numbers.iter().map(u8::to_string).collect::<Vec<_>>().join(", ");
+            fs::write(world.dir.join("spoilt.pem"), spoil(key)).unwrap();
+            let text = world.config().text();
+            let at = text.find(&format!("{field}-data: ")).unwrap();
+            let end = at + text[at..].find('\n').unwrap();
+            fs::write(world.kubeconfig(), format!("{}{field}: spoilt.pem{}", &text[..at], &text[end..])).unwrap();
+            let agent = world.agent(&["-debug"]);
+            assert_refusal(&agent, &world.kubeconfig(), &[&format!("user.{field}"), "-----BEGIN"]);
+            let log = agent.log();
+            assert!(!log.contains(&first) && !log.contains(&numbers), "{log}");
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs openssl (scripts/deps.sh openssl)"]
 fn files_that_it_names() {
