@@ -120,7 +120,8 @@ fn a_key_in_disorder_is_not_in_the_log() {
             let end = at + text[at..].find('\n').unwrap();
             fs::write(world.kubeconfig(), format!("{}{field}: spoilt.pem{}", &text[..at], &text[end..])).unwrap();
             let agent = world.agent(&["-debug"]);
-            assert_refusal(&agent, &world.kubeconfig(), &[&format!("user.{field}"), "-----BEGIN"]);
+            agent.wait_log("source lost");
+            assert_refusal(&agent, &world.kubeconfig(), &[&format!("user.{field}"), "PEM"]);
             let log = agent.log();
             assert!(!log.contains(&first) && !log.contains(&numbers), "{log}");
         }
