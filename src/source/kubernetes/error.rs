@@ -118,6 +118,10 @@ fn explain(error: &rustls::Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             rustls::Error::AlertReceived(AlertDescription::ProtocolVersion) | rustls::Error::PeerIncompatible(_) => {
                 write!(f, "it does not speak TLS 1.3, which is needed ({error})")
             }
+            rustls::Error::AlertReceived(AlertDescription::HandshakeFailure) => f.write_str(
+                "it has no algorithm in common with us, who have AES-GCM, key exchange on P-256 and P-384, and certificates \
+                 of RSA, P-256 and P-384",
+            ),
             rustls::Error::AlertReceived(alert) => {
                 write!(
                     f,
@@ -141,6 +145,8 @@ fn explain(error: &rustls::Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             f.write_str("its certificate is for other names: tls-server-name in the kubeconfig can say which to expect")
         }
+        // Its own words are the variant's name alone where `derive(Debug)` is cut short (scripts/musl.sh).
+        CertificateError::Other(cause) => write!(f, "its certificate cannot be used: {cause}"),
         _ => write!(f, "{error}"),
     }
 }
@@ -148,6 +154,8 @@ fn explain(error: &rustls::Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustls::OtherError;
+    use std::sync::Arc;
 
     #[test]
     fn says_what_the_server_says_without_the_library() {
@@ -164,5 +172,22 @@ mod tests {
             refused.to_string(),
             "https://k answers 403: \"u\" may not\\u{1b} (the kubeconfig's user needs the rights to list and watch services)"
         );
+    }
+
+    fn said(error: rustls::Error) -> String {
+        KubernetesError::Request { server: "https://s".into(), error: io::Error::other(error).into() }.to_string()
+    }
+
+    #[test]
+    fn says_what_is_wrong_with_a_certificate_and_a_handshake() {
+        let itself = CertificateError::Other(OtherError(Arc::new(webpki::Error::CaUsedAsEndEntity)));
+        assert_eq!(
+            said(rustls::Error::InvalidCertificate(itself)),
+            "cannot ask https://s: its certificate cannot be used: CaUsedAsEndEntity"
+        );
+        let algorithms = said(rustls::Error::AlertReceived(AlertDescription::HandshakeFailure));
+        assert!(algorithms.contains("no algorithm in common"), "{algorithms}");
+        let alert = said(rustls::Error::AlertReceived(AlertDescription::UnknownCA));
+        assert!(alert.contains("(UnknownCA): is the client certificate"), "{alert}");
     }
 }
