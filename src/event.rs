@@ -3,11 +3,10 @@
 //! Sources and sinks send events into one bounded channel; the agent thread hands each to the reconciler and
 //! carries the commands that come back to the sinks. Both enums are closed: a `match` on them names every variant.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::ordered::Set;
+use crate::ordered::{Map, Set};
 use crate::port::{Binding, Bindings, PODMAN};
 
 /// Events that may wait in the agent's channel before a sender has to wait too.
@@ -97,7 +96,7 @@ pub enum Event {
         /// Which source.
         source: Source,
         /// Every owner it sees.
-        claims: BTreeMap<Arc<str>, Bindings>,
+        claims: Map<Arc<str>, Bindings>,
     },
     /// A source lost what it watches. Its claims stay for the grace time, or until its next snapshot.
     SourceLost {

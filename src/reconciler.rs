@@ -8,7 +8,6 @@
 
 pub mod ledger;
 
-use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -202,7 +201,7 @@ impl Reconciler {
         self.ledgers.iter().all(Ledger::is_empty)
     }
 
-    fn snapshot(&mut self, source: Source, mut claims: BTreeMap<Arc<str>, Bindings>, out: &mut Vec<Command>) {
+    fn snapshot(&mut self, source: Source, mut claims: Map<Arc<str>, Bindings>, out: &mut Vec<Command>) {
         self.lost.remove(&source);
         self.source_problem(source, None, out);
         let mut changes: Vec<(Owner, Bindings)> = Vec::new();

@@ -3,7 +3,6 @@
 //! The library is compiled as the agent is (`opt-level = "z"`). Half of the bindings are on 0.0.0.0 and half on
 //! 127.0.0.1, so that the relay, without which the peer is not told of the latter, takes part.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
@@ -126,7 +125,7 @@ fn reconciler() -> Reconciler {
 }
 
 fn snapshot() -> Event {
-    let claims: BTreeMap<Arc<str>, Bindings> = (0..OWNERS).map(|owner| (key(owner), bindings(owner))).collect();
+    let claims = (0..OWNERS).map(|owner| (key(owner), bindings(owner))).collect();
     Event::Snapshot { source: Source::Docker, claims }
 }
 

@@ -4,13 +4,13 @@
 //! reference (`/version`, `/events`, `/containers/json`, `/containers/{id}/json`), and what Podman 4.3 was seen to
 //! answer. A port that is not a port is left out and named; the others of its container still count.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::ParseError;
 use super::published::{COMPLAINTS_MAX, Published};
+use crate::ordered::Map;
 use crate::port::Bindings;
 
 /// The API versions an engine speaks.
@@ -103,13 +103,13 @@ fn container_id(path: &'static str, value: Option<&Value>) -> Result<Arc<str>, P
 }
 
 /// The running containers, and complaints about single ports of theirs.
-pub type Running = (BTreeMap<Arc<str>, Bindings>, Vec<String>);
+pub type Running = (Map<Arc<str>, Bindings>, Vec<String>);
 
 /// The body of `GET /containers/json`: the published ports of each running container, empty ones included.
 pub fn containers(body: &[u8]) -> Result<Running, ParseError> {
     let value: Value = serde_json::from_slice(body)?;
     let list = value.as_array().ok_or(ParseError::Field { path: "(the list)", expected: "an array" })?;
-    let mut claims = BTreeMap::new();
+    let mut claims = Map::new();
     let mut skipped = Vec::new();
     for container in list {
         let id = container_id("[].Id", container.get("Id"))?;
@@ -238,11 +238,11 @@ mod tests {
             {"Id":"b","Ports":null},{"Id":"c"}]"#;
         let (claims, skipped) = containers(body).unwrap();
         assert_eq!(
-            names(&claims["a"]),
+            names(claims.get("a").unwrap()),
             ["0.0.0.0:8080/tcp->80", "[::]:8081/tcp->80", "0.0.0.0:5353/udp->53"],
             "IPv4 and IPv6 apart, no host address is every IPv4 address"
         );
-        assert!(claims["b"].is_empty() && claims["c"].is_empty());
+        assert!(claims.get("b").unwrap().is_empty() && claims.get("c").unwrap().is_empty());
         assert_eq!(skipped, ["published port 0.0.0.0:9 -> 9/sctp"]);
         for bad in ["{}", "[{}]", r#"[{"Id":"a b"}]"#, "[", "null"] {
             assert!(containers(bad.as_bytes()).is_err(), "{bad}");

@@ -20,7 +20,6 @@
 mod pieces;
 mod prune;
 
-use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
@@ -32,6 +31,7 @@ use self::pieces::Pieces;
 use self::prune::{ELEMENTS_MAX, Want, prune};
 use super::ParseError;
 use super::published::{COMPLAINTS_MAX, Published, port};
+use crate::ordered;
 use crate::port::{Binding, Bindings, Protocol};
 
 /// Services of a list that are read.
@@ -55,7 +55,7 @@ pub struct ServiceList {
     /// Where a watch goes on from.
     pub resource_version: String,
     /// What each Service publishes, by `namespace/name`. Services that publish nothing are not in it.
-    pub claims: BTreeMap<Arc<str>, Bindings>,
+    pub claims: ordered::Map<Arc<str>, Bindings>,
     /// Complaints about what could not be read.
     pub skipped: Vec<String>,
 }
@@ -203,7 +203,7 @@ fn read_item(
     item: &Value,
     index: usize,
     listener_ip: Ipv4Addr,
-    claims: &mut BTreeMap<Arc<str>, Bindings>,
+    claims: &mut ordered::Map<Arc<str>, Bindings>,
 ) -> Vec<String> {
     // In a list, items need not say what they are.
     let other = item.get("kind").is_some_and(|kind| kind != "Service");

@@ -24,7 +24,6 @@ mod pace;
 mod probes;
 mod reader;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -38,7 +37,7 @@ use self::netlink::Changes;
 use self::probes::Probes;
 use self::reader::{Kind, Reader};
 use crate::event::{Event, Owner, Source};
-use crate::ordered::Set;
+use crate::ordered::{Map, Set};
 use crate::parse::nat::View;
 use crate::parse::netlink::{link_lost, tables};
 use crate::port::Bindings;
@@ -129,7 +128,7 @@ struct Session<'a> {
     next_safety: Instant,
     /// What all readers see, and what of it was sent.
     view: View,
-    sent: BTreeMap<Arc<str>, Bindings>,
+    sent: Map<Arc<str>, Bindings>,
     /// Which of its owners were last said to be stale, if that was said in this session.
     stale: Option<Set<Arc<str>>>,
     /// The whole was sent in this session.
@@ -178,7 +177,7 @@ impl<'a> Session<'a> {
             next_look: now,
             next_safety: now + SAFETY_INTERVAL,
             view: View::default(),
-            sent: BTreeMap::new(),
+            sent: Map::new(),
             stale: None,
             complete: false,
             trouble: None,
@@ -303,7 +302,7 @@ impl<'a> Session<'a> {
             return false;
         }
         let targets = self.view.targets.iter();
-        let claims: BTreeMap<Arc<str>, Bindings> =
+        let claims: Map<Arc<str>, Bindings> =
             targets.map(|(key, target)| (key.clone(), target.bindings.clone())).collect();
         match &trouble {
             None => {

@@ -4,10 +4,9 @@
 //! tries N of them (2,000 otherwise); a failure prints its seed and the shortest list of steps that was found.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Once};
+use std::sync::Once;
 use std::time::Duration;
 
 use rancher_desktop_agent::event::{Answer, Event, SinkId, Source, Ticket};
@@ -104,7 +103,7 @@ fn act(world: &mut World, step: Step, universe: &[Binding]) {
     match step {
         Step::Claim(key, places) => world.claim_all(OWNERS[key], pick(universe, places, key)),
         Step::Snapshot(all) => {
-            let claims: BTreeMap<Arc<str>, Bindings> = OWNERS
+            let claims = OWNERS
                 .iter()
                 .enumerate()
                 .filter(|(i, _)| all[*i] != 0)

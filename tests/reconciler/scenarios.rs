@@ -258,7 +258,7 @@ fn claims_over_the_limit_are_refused_with_a_report_and_displace_nothing() {
     assert!(held(1000) && held(999 + free), "what was held before stays");
 
     // A snapshot that fits as a whole is not refused because of what it takes away.
-    let mut claims = std::collections::BTreeMap::from([(owner("many").key, all)]);
+    let mut claims = rancher_desktop_agent::ordered::Map::from([(owner("many").key, all)]);
     claims.insert(owner("a").key, tcp(2000..2000 + free as u16));
     world.apply(Event::Snapshot { source: Source::Docker, claims });
     world.settle();

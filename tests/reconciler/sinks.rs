@@ -1,6 +1,5 @@
 //! Sinks that are told of some sources only, listeners, and claims of several sources on one port.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -61,7 +60,7 @@ impl Agent {
     }
 
     fn snapshot(&mut self, source: Source, claims: &[(&str, &str)]) {
-        let claims: BTreeMap<Arc<str>, Bindings> = claims.iter().map(|(k, b)| (Arc::from(*k), bindings(b))).collect();
+        let claims = claims.iter().map(|(k, b)| (Arc::from(*k), bindings(b))).collect();
         self.apply(Event::Snapshot { source, claims });
     }
 

@@ -194,7 +194,7 @@ impl World {
         match event {
             Event::Claim { owner, bindings } => drop(self.published.insert(owner.key.clone(), bindings.clone())),
             Event::Snapshot { claims, .. } => {
-                self.published = claims.clone();
+                self.published = claims.iter().map(|(key, bindings)| (key.clone(), bindings.clone())).collect();
                 self.lost = None;
             }
             Event::SourceLost { .. } => drop(self.lost.get_or_insert(self.now + GRACE)),

@@ -182,7 +182,10 @@ fn limits_hold() {
     assert_eq!(services(huge.as_bytes(), ANY).unwrap_err().to_string(), "more than 4194304 bytes in a field");
     let ports: Vec<_> = (1..=1002).map(|n| format!(r#"{{"port":{n},"nodePort":{n}}}"#)).collect();
     let list = list(&service("s", &format!(r#"{{"type":"NodePort","ports":[{}]}}"#, ports.join(",")))).unwrap();
-    assert_eq!((list.claims["n/s"].len(), list.skipped), (1000, vec!["n/s: more than 1000 ports".to_owned()]));
+    assert_eq!(
+        (list.claims.get("n/s").unwrap().len(), list.skipped),
+        (1000, vec!["n/s: more than 1000 ports".to_owned()])
+    );
 }
 
 /// What a Service of that `spec` and `status.loadBalancer` publishes, and the complaints.

@@ -3,11 +3,10 @@
 //! Aliases, anchors, merge keys and tags are refused, so a tree is never larger than its text; nodes and depth have
 //! limits. Errors name a line and never quote from it: there are secrets in these files.
 
-use std::collections::BTreeMap;
-
 use saphyr_parser::{Event, Parser, ScalarStyle, Tag};
 
 use super::KubeconfigError;
+use crate::ordered;
 
 /// Lists and maps inside each other.
 const DEPTH_MAX: usize = 16;
@@ -29,7 +28,7 @@ pub(super) enum Node {
 }
 
 /// A mapping from text.
-pub(super) type Map = BTreeMap<String, Node>;
+pub(super) type Map = ordered::Map<String, Node>;
 
 /// A list or map that is not complete.
 enum Open {

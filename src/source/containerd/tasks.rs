@@ -10,7 +10,6 @@
 //!   exit, delete, not listed any more: forgotten, whatever the state. A new session: Stale until listed.
 //! ```
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::ordered::{Map, Set};
@@ -189,7 +188,7 @@ impl Tasks {
     }
 
     /// Everything that is published, as far as known.
-    pub fn claims(&self) -> BTreeMap<Arc<str>, Bindings> {
+    pub fn claims(&self) -> Map<Arc<str>, Bindings> {
         let known = self.tasks.iter().filter_map(|(container, task)| Some((container, task.bindings.as_ref()?)));
         known.filter(|(_, b)| !b.is_empty()).map(|(c, bindings)| (c.key().clone(), bindings.clone())).collect()
     }

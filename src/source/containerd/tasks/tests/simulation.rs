@@ -1,8 +1,8 @@
 //! Containers that start, end and change while events, listings and look-ups are on their way, at random. Once all of
 //! that has come to rest, what is known and what was told must be what is true.
 
-use std::collections::VecDeque;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::*;
 
@@ -12,7 +12,7 @@ struct World {
     /// What runs, with its process and its port.
     truth: BTreeMap<String, (u32, u16)>,
     /// What the reconciler holds.
-    told: BTreeMap<Arc<str>, Bindings>,
+    told: Map<Arc<str>, Bindings>,
     /// On their way.
     events: VecDeque<TaskEvent>,
     /// With the answers that they have read.
@@ -29,7 +29,7 @@ impl World {
             random: seed,
             tasks: Tasks::default(),
             truth: BTreeMap::new(),
-            told: BTreeMap::new(),
+            told: Map::new(),
             events: VecDeque::new(),
             look_ups: Vec::new(),
             listing: None,
@@ -126,7 +126,7 @@ fn at_rest_it_knows_what_is_true() {
         let open = (world.events.len(), world.look_ups.len(), world.listing.is_some(), world.snapshot_due);
         assert_eq!(open, (0, 0, false, false), "seed {seed}: not at rest");
         let truth = world.truth.iter().map(|(id, (_, port))| (c(id).key().clone(), bindings(&[*port])));
-        let truth: BTreeMap<Arc<str>, Bindings> = truth.collect();
+        let truth: Map<Arc<str>, Bindings> = truth.collect();
         assert_eq!(world.tasks.claims(), truth, "seed {seed}: known");
         world.told.retain(|_, bindings| !bindings.is_empty());
         assert_eq!(world.told, truth, "seed {seed}: told");
