@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::support::certs::Pki;
+use crate::support::eventually;
+use crate::support::kube_server::Cut;
 use crate::support::kubeconfig::KubeConfig;
 use crate::world::{LONG_GRACE, World, count, node_port};
 
@@ -94,6 +96,23 @@ fn s02_another_cluster_while_the_old_one_is_there() {
     let documents = world.documents();
     assert_eq!(documents.iter().filter(|document| document.contains("30002")).count(), 1, "{documents:?}");
     assert!(!agent.log().contains(" WARN "), "{}", agent.log());
+}
+
+/// Where something happens all the time, no watch is ever silent: the end of one is when the new kubeconfig is seen.
+#[test]
+#[ignore = "needs openssl"]
+fn s02_another_cluster_while_the_old_one_is_busy() {
+    let (world, agent) = World::running(&[node_port("old", 30001)], &LONG_GRACE);
+    world.receiver.wait_held(&["0.0.0.0:30001/tcp"]);
+    let other = World::new();
+    other.server.apply(node_port("new", 30003));
+    other.config().write(&world.kubeconfig());
+    world.server.cut_watches(Cut::InOrder);
+    eventually("the other cluster", || {
+        world.server.apply(node_port("old", 30001));
+        Some(()).filter(|()| other.server.watches_opened() > 0).ok_or_else(|| agent.log())
+    });
+    world.receiver.wait_held(&["0.0.0.0:30003/tcp"]);
 }
 
 /// A kubeconfig that goes away has no say: whoever replaces it without a rename takes it away for a moment.
