@@ -65,7 +65,7 @@ fn follow(config: &KubernetesConfig, context: &Context, healthy: &mut bool) -> R
     let client = Client::load(config)?;
     let agent = client.agent.clone();
     context.stop.on_raise(move || agent.clone().shutdown());
-    let mut follower = Follower { client, config, context, version: String::new() };
+    let mut follower = Follower { client, config, context, version: String::new(), opened: None };
     let mut failures = 0;
     let mut complete = false;
     loop {
@@ -76,9 +76,8 @@ fn follow(config: &KubernetesConfig, context: &Context, healthy: &mut bool) -> R
         if !complete {
             follower.list()?;
         }
-        let begun = Instant::now();
         let end = follower.watch();
-        let lasted = begun.elapsed() >= WATCH_MIN;
+        let lasted = follower.opened.is_some_and(|opened| opened.elapsed() >= WATCH_MIN);
         *healthy |= lasted;
         complete = match end? {
             End::InOrder => true,
@@ -101,6 +100,8 @@ struct Follower<'a> {
     context: &'a Context,
     /// Up to which version of the Services everything is known.
     version: String,
+    /// Since when the last watch was there, if the server granted it: a slow refusal is none that lasts.
+    opened: Option<Instant>,
 }
 
 impl Follower<'_> {
@@ -113,10 +114,12 @@ impl Follower<'_> {
     }
 
     fn watch(&mut self) -> Result<End, KubernetesError> {
+        self.opened = None;
         let mut watch = match self.client.watch(&self.version) {
             Err(KubernetesError::Refused { status: Status { code: 410, .. }, .. }) => return Ok(expired()),
             watch => watch?,
         };
+        self.opened = Some(Instant::now());
         loop {
             let line = match watch.lines.next_line() {
                 Ok(Next::Line(line)) if line.iter().all(u8::is_ascii_whitespace) => continue,

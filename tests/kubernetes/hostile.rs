@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::raw::RawServer;
 use crate::support::agent::Agent;
 use crate::support::kube_server::{Cut, Port, Service};
-use crate::support::{eventually, status_kb};
+use crate::support::{eventually, status_kb, within};
 use crate::world::{LONG_GRACE, World, count, node_port, side_by_side};
 
 fn running() -> (World, Agent, Vec<&'static str>) {
@@ -274,21 +274,63 @@ fn what_is_no_http() {
     );
 }
 
-/// A list is answered, and the connection of each watch ends without a word.
-#[test]
-#[ignore = "needs openssl (scripts/deps.sh openssl)"]
-fn watches_that_are_closed_unanswered_are_no_busy_loop() {
+/// A server that lists one Service, and says to a watch whatever `watch` does; and an agent that follows it.
+fn answers_watches_with(
+    more: &[&str],
+    watch: impl Fn(&mut dyn Write) -> io::Result<()> + Send + Sync + 'static,
+) -> (World, RawServer, Agent) {
     let list = json!({"kind": "ServiceList", "metadata": {"resourceVersion": "1"}, "items": [
         {"metadata": {"namespace": "default", "name": "web", "resourceVersion": "1"},
             "spec": {"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}]}}]});
     let list = list.to_string();
     let world = World::new();
     let other = RawServer::start(&world.pki, "127.0.0.1:0", move |line, out| {
-        if line.contains("watch=1") { Ok(()) } else { answer(out, "200 OK", &list) }
+        if line.contains("watch=1") { watch(out) } else { answer(out, "200 OK\r\nConnection: close", &list) }
     });
     let server = format!("https://{}", other.address());
     crate::support::kubeconfig::KubeConfig { server, ..world.config() }.write(&world.kubeconfig());
-    let agent = world.agent(&[]);
+    let agent = world.agent(more);
+    (world, other, agent)
+}
+
+/// Each byte comes in time, but there is no end of them: in the middle of an event, between events, and of a refusal.
+/// Takes 70 s.
+#[test]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
+fn watches_that_trickle_in_without_end() {
+    let cases = [("200 OK", " "), ("200 OK", "\n"), ("500 Internal Server Error", "x")];
+    side_by_side(cases, |(head, byte)| {
+        let (world, other, agent) = answers_watches_with(&["-debug"], move |out| {
+            write!(out, "HTTP/1.1 {head}\r\n\r\n")?;
+            loop {
+                out.write_all(byte.as_bytes())?;
+                std::thread::sleep(Duration::from_millis(300));
+            }
+        });
+        within(Duration::from_secs(80), "a third request", || {
+            Some(()).filter(|()| other.requests() >= 3).ok_or_else(|| (head, byte, agent.log()))
+        });
+        assert_eq!(world.documents(), ["+ 0.0.0.0:30080/tcp"]);
+    });
+}
+
+/// However long it takes to say no: as priority and fairness does, where a request waits in a queue first.
+#[test]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
+fn watches_that_are_refused_slowly_are_asked_for_less_and_less() {
+    let (world, _other, agent) = answers_watches_with(&["-debug"], |out| {
+        std::thread::sleep(Duration::from_millis(1100));
+        answer(out, "429 Too Many Requests", "later")
+    });
+    agent.wait_log("refusals=3");
+    assert_eq!(world.documents(), ["+ 0.0.0.0:30080/tcp"]);
+}
+
+/// A list is answered, and the connection of each watch ends without a word.
+#[test]
+#[ignore = "needs openssl (scripts/deps.sh openssl)"]
+fn watches_that_are_closed_unanswered_are_no_busy_loop() {
+    let (world, other, agent) = answers_watches_with(&[], |_| Ok(()));
     let begun = Instant::now();
     eventually("ten requests", || Some(()).filter(|()| other.requests() >= 10).ok_or_else(|| agent.log()));
     // 100, 200, 400 and 800 ms.

@@ -33,8 +33,8 @@ pub const EVENT_BYTES_MAX: usize = 4 << 20;
 /// The server is asked to end a watch after that many seconds, so that one which does not has failed.
 const WATCH_SECONDS: u64 = 60;
 
-/// How much later than asked for a watch may end.
-const WATCH_SLACK: Duration = Duration::from_secs(10);
+/// The longest that a watch may last, which is somewhat longer than asked for.
+const WATCH_TIMEOUT: Duration = Duration::from_secs(WATCH_SECONDS + 10);
 
 /// The longest that a server's `Retry-After` is heeded.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
@@ -122,7 +122,7 @@ impl Client {
         let query = format!(
             "?watch=1&allowWatchBookmarks=true&timeoutSeconds={WATCH_SECONDS}&resourceVersion={resource_version}"
         );
-        let end = Instant::now() + Duration::from_secs(WATCH_SECONDS) + WATCH_SLACK;
+        let end = Instant::now() + WATCH_TIMEOUT;
         let body = self.get(&query, None)?.into_body().into_reader();
         Ok(Watch { lines: Lines::with_limit(Resumable(body), EVENT_BYTES_MAX), end })
     }
@@ -134,7 +134,9 @@ impl Client {
         if let Some(token) = &self.token {
             request = request.header("authorization", self.bearer(token)?);
         }
-        let answer = request.config().timeout_global(timeout).build().call();
+        // Else a body that trickles in would never be silent, and never end.
+        let request = request.config().timeout_global(timeout).timeout_recv_body(Some(WATCH_TIMEOUT)).build();
+        let answer = request.call();
         let response = answer.map_err(|error| KubernetesError::Request { server: self.server.clone(), error })?;
         let code = response.status().as_u16();
         if code == 200 {
