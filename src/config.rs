@@ -52,7 +52,7 @@ pub struct KubernetesConfig {
     pub listener_ip: Ipv4Addr,
     /// A kubeconfig may turn the check of the server's certificate off.
     pub insecure_tls: bool,
-    /// The API server itself, on the host's loopback: what wsl-proxy is to be told.
+    /// The API server itself, on the host's loopback: for wsl-proxy, a sink that is not in this version.
     pub api_server: Binding,
 }
 

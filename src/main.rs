@@ -70,7 +70,7 @@ fn summary(config: &Config) -> String {
     let containerd = config.containerd.iter().map(|c| format!("source=containerd:{}", c.socket.display()));
     let kubernetes = config.kubernetes.iter().map(|k| {
         let insecure = if k.insecure_tls { " insecure-kubernetes-tls" } else { "" };
-        format!("source=kubernetes:{}{insecure}", k.kubeconfig.display())
+        format!("source=kubernetes:{} services={}{insecure}", k.kubeconfig.display(), k.listener_ip)
     });
     let nat = config.nat_interval.iter().map(|_| "source=nat".to_owned());
     let sinks = config.sinks.iter().map(|(sink, feeds)| match *feeds {

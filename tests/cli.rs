@@ -55,10 +55,11 @@ fn check_says_what_would_run() {
     {
         let output =
             agent(&["-kubernetes", "-kubeconfig", "/k.yaml", "-privilegedService", "-iptables=false", "--check"]);
-        let expect = "source=kubernetes:/k.yaml sink=tcp://127.0.0.1:3040 relay=eth0 exposure=loopback\n";
+        let expect =
+            "source=kubernetes:/k.yaml services=0.0.0.0 sink=tcp://127.0.0.1:3040 relay=eth0 exposure=loopback\n";
         assert_eq!(String::from_utf8_lossy(&output.stdout), expect);
         let output = agent(&["-kubernetes", "--insecure-kubernetes-tls", "--sink", "stdout:", "--check"]);
-        let expect = "source=kubernetes:/etc/rancher/k3s/k3s.yaml insecure-kubernetes-tls source=nat sink=stdout: \
+        let expect = "source=kubernetes:/etc/rancher/k3s/k3s.yaml services=0.0.0.0 insecure-kubernetes-tls source=nat sink=stdout: \
                       exposure=loopback\n";
         assert_eq!(String::from_utf8_lossy(&output.stdout), expect);
     }

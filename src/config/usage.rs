@@ -52,7 +52,11 @@ pub static USAGE: Usage = Usage {
                     name: "kubernetes",
                     takes: Takes::Bool,
                     default: "false",
-                    help: "watch Kubernetes Services: NodePort and LoadBalancer",
+                    help: if cfg!(feature = "kubernetes") {
+                        "watch Kubernetes Services: NodePort and LoadBalancer"
+                    } else {
+                        "watch Kubernetes Services (left out of this build)"
+                    },
                 },
                 Flag {
                     name: "kubeconfig",
@@ -162,6 +166,8 @@ pub static USAGE: Usage = Usage {
 Examples:
   rancher-desktop-guestagent -docker --sink stdout:        see what it would tell a host
   rancher-desktop-guestagent -docker -privilegedService    as Rancher Desktop starts it
+  rancher-desktop-guestagent -kubernetes -iptables=false --sink stdout: -kubeconfig ~/.kube/config
+                                                           the Services of that cluster
   rancher-desktop-guestagent -iptables                     listeners for what NAT rules publish,
                                                            which WSL forwards
   rancher-desktop-guestagent -docker --sink vsock://2      in a QEMU or Firecracker guest whose host
