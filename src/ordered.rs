@@ -166,6 +166,16 @@ impl<K: Ord, V> Map<K, V> {
         }
     }
 
+    /// Like `find`, for a key to be put in: those mostly come in order, and one look tells that this is the last.
+    fn find_room(&self, key: &K) -> Place {
+        match (self.chunks.len().checked_sub(1), self.chunks.last().map(Vec::as_slice)) {
+            (Some(chunk), Some(list @ [.., (last, _)])) if last < key => {
+                Place { chunk, entry: list.len(), found: false }
+            }
+            _ => self.find(key),
+        }
+    }
+
     /// The entries from a key on, be it there or not.
     pub fn range_from<Q: Ord + ?Sized>(&self, key: &Q) -> Iter<'_, K, V>
     where
@@ -205,7 +215,7 @@ impl<K: Ord, V> Map<K, V> {
 
     /// Gives a key a value, and hands back the one it had.
     pub fn insert(&mut self, key: K, value: V) -> Option<V> {
-        let place = self.find(&key);
+        let place = self.find_room(&key);
         if place.found {
             return Some(std::mem::replace(self.value(place.chunk, place.entry), value));
         }
@@ -224,7 +234,7 @@ impl<K: Ord, V> Map<K, V> {
 
     /// The place of a key, to give it a value where it has none.
     pub fn entry(&mut self, key: K) -> Entry<'_, K, V> {
-        Entry { place: self.find(&key), map: self, key }
+        Entry { place: self.find_room(&key), map: self, key }
     }
 }
 
