@@ -1,18 +1,20 @@
 //! HTTP over TLS: ureq with rustls, on TCP sockets that notice a peer that has vanished.
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, ToSocketAddrs as _};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Weak};
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
-use ureq::unversioned::resolver::DefaultResolver;
-use ureq::unversioned::transport::{ConnectionDetails, Connector, ShutdownHandle};
-use ureq::{Agent, Error, config::Config};
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{ConnectionDetails, Connector, NextTimeout, ShutdownHandle};
+use ureq::{Agent, Error, config::Config, http::Uri};
 
-use super::{Buffered, Stream, option};
+use super::{Buffered, READ_TIMEOUT, Stream, option};
 
 /// The longest wait for one of several addresses of a host to answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -25,7 +27,7 @@ const PROBES: u32 = 3;
 
 /// An HTTPS client that trusts what `tls` says, of servers that prove to be `name`.
 pub fn agent(tls: Arc<ClientConfig>, name: ServerName<'static>, config: Config) -> Agent {
-    Agent::with_parts(config, TlsConnector { tls, name }, DefaultResolver::default())
+    Agent::with_parts(config, TlsConnector { tls, name }, Lookup)
 }
 
 /// Why TLS failed, where an error of a request is about that.
@@ -55,6 +57,34 @@ impl Connector for TlsConnector {
         }
         stream.flush(deadline).map_err(timed_out)?;
         Ok(Some(Buffered::new(stream, details)))
+    }
+}
+
+/// Looks up names, and takes addresses as they are. ureq's own panics where the system has no thread left, starts one for
+/// an address, too, and has no time limit where the request has none.
+#[derive(Debug)]
+struct Lookup;
+
+/// Addresses of a name that are tried; as many as ureq has room for.
+const ADDRESSES_MAX: usize = 16;
+
+impl Resolver for Lookup {
+    fn resolve(&self, uri: &Uri, _: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
+        let host = uri.host().ok_or(Error::HostNotFound)?;
+        let port = uri.port_u16().unwrap_or(443);
+        let mut found = self.empty();
+        if let Ok(ip) = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+            found.push(SocketAddr::new(ip, port));
+            return Ok(found);
+        }
+        let name = (host.to_owned(), port);
+        let (sender, answer) = sync_channel(1);
+        // It cannot be ended: where it takes too long, it is left to itself.
+        Builder::new().name("lookup".into()).spawn(move || sender.send(name.to_socket_addrs()))?;
+        let limit = option(timeout).unwrap_or(READ_TIMEOUT);
+        let addrs = answer.recv_timeout(limit).map_err(|_| Error::Timeout(timeout.reason))??;
+        addrs.take(ADDRESSES_MAX).for_each(|addr| found.push(addr));
+        if found.is_empty() { Err(Error::HostNotFound) } else { Ok(found) }
     }
 }
 
@@ -161,5 +191,26 @@ impl Stream for TlsStream {
             Ok::<bool, io::Error>(silent)
         };
         probe().unwrap_or(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ureq::Timeout;
+    use ureq::unversioned::transport::time::Duration as After;
+
+    #[test]
+    fn takes_addresses_as_they_are_and_looks_up_names() {
+        let look_up = |uri: &str, after| {
+            let timeout = NextTimeout { after, reason: Timeout::Resolve, per_read: None, per_write: None };
+            let found = Lookup.resolve(&uri.parse().unwrap(), &super::super::config(), timeout);
+            found.map(|addrs| addrs.iter().map(ToString::to_string).collect::<Vec<String>>())
+        };
+        for after in [After::from_secs(10), After::NotHappening] {
+            assert_eq!(look_up("https://127.0.0.1:6443/x", after).unwrap(), ["127.0.0.1:6443"]);
+            assert_eq!(look_up("https://[::1]/x", after).unwrap(), ["[::1]:443"]);
+            assert!(look_up("https://localhost:7", after).unwrap().contains(&"127.0.0.1:7".to_owned()));
+        }
     }
 }
