@@ -37,6 +37,9 @@ use crate::port::{Binding, Bindings, Protocol};
 /// Services of a list that are read.
 const ITEMS_MAX: usize = 100_000;
 
+/// Ports that all Services of a list together publish: twice what the agent takes. 256 MB of them would be 1.5 GB of claims.
+const LIST_BINDINGS_MAX: usize = 262_144;
+
 /// Of a Service's name, or its namespace's, in bytes: a DNS name.
 const NAME_BYTES_MAX: usize = 253;
 
@@ -165,7 +168,7 @@ pub fn services(input: impl Read, listener_ip: Ipv4Addr) -> Result<ServiceList, 
 
 fn read_items<R: Read>(pieces: &mut Pieces<R>, listener_ip: Ipv4Addr) -> Result<ServiceList, ParseError> {
     let mut list = ServiceList::default();
-    let mut left_out: usize = 0;
+    let (mut left_out, mut bindings): (usize, usize) = (0, 0);
     let mut more = if pieces.take(b'[')? {
         !pieces.take(b']')?
     } else {
@@ -182,9 +185,16 @@ fn read_items<R: Read>(pieces: &mut Pieces<R>, listener_ip: Ipv4Addr) -> Result<
             return Err(ParseError::TooMany { what: "Services", max: ITEMS_MAX });
         }
         let mut found = match pieces.value()? {
-            Some(item) => read_item(&prune(item, &OBJECT)?, index, listener_ip, &mut list.claims),
+            Some(item) => {
+                let (count, complaints) = read_item(&prune(item, &OBJECT)?, index, listener_ip, &mut list.claims);
+                bindings = bindings.saturating_add(count);
+                complaints
+            }
             None => vec![format!("item {index}: larger than {} bytes", pieces::PIECE_BYTES_MAX)],
         };
+        if bindings > LIST_BINDINGS_MAX {
+            return Err(ParseError::TooMany { what: "published ports", max: LIST_BINDINGS_MAX });
+        }
         let room = COMPLAINTS_MAX.saturating_sub(list.skipped.len());
         left_out = left_out.saturating_add(found.len().saturating_sub(room));
         found.truncate(room);
@@ -198,30 +208,31 @@ fn read_items<R: Read>(pieces: &mut Pieces<R>, listener_ip: Ipv4Addr) -> Result<
     Ok(list)
 }
 
-/// Adds what one Service of a list publishes; gives the complaints.
+/// Adds what one Service of a list publishes; says how many ports that is, and gives the complaints.
 fn read_item(
     item: &Value,
     index: usize,
     listener_ip: Ipv4Addr,
     claims: &mut ordered::Map<Arc<str>, Bindings>,
-) -> Vec<String> {
+) -> (usize, Vec<String>) {
     // In a list, items need not say what they are.
     let other = item.get("kind").is_some_and(|kind| kind != "Service");
     let key = if other { Err(ParseError::Field { path: "kind", expected: "Service" }) } else { key(item) };
     match key {
         Ok(key) => {
             let published = published(item, &key, listener_ip);
-            if !published.bindings.is_empty() {
+            let count = published.bindings.len();
+            if count > 0 {
                 claims.insert(key, published.bindings);
             }
-            published.skipped
+            (count, published.skipped)
         }
         Err(error) => {
             let name = |name| {
                 let name = metadata(item).and_then(|metadata| text(metadata, name)).unwrap_or("?");
                 shown(name, NAME_CHARS_SHOWN_MAX)
             };
-            vec![format!("item {index}, {}/{}: {error}", name("namespace"), name("name"))]
+            (0, vec![format!("item {index}, {}/{}: {error}", name("namespace"), name("name"))])
         }
     }
 }

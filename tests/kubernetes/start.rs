@@ -135,7 +135,7 @@ fn s28_kubernetes_alone_runs() {
     let path = world.kubeconfig();
     let args = ["-kubernetes", "-kubeconfig", path.to_str().unwrap(), "-iptables=false", "--sink", "stdout:"];
     let checked = Command::new(AGENT).args(args).arg("--check").stdin(Stdio::null()).output().unwrap();
-    let expect = format!("source=kubernetes:{} sink=stdout: exposure=loopback\n", path.display());
+    let expect = format!("source=kubernetes:{} services=0.0.0.0 sink=stdout: exposure=loopback\n", path.display());
     assert_eq!((checked.status.code(), String::from_utf8_lossy(&checked.stdout)), (Some(0), expect.into()));
     assert!(world.server.requests().is_empty(), "a check asks nobody");
     let agent = Agent::run(None, &args);

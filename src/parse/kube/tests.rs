@@ -371,3 +371,20 @@ fn no_input_makes_it_panic() {
         drop(status(&bytes));
     }
 }
+
+#[test]
+fn s26_a_list_of_more_ports_than_anybody_has_is_refused() {
+    let list = |count: usize| {
+        let ports: Vec<String> = (0..1000).map(|n| format!(r#"{{"port":1,"nodePort":{}}}"#, 1 + n)).collect();
+        let service = |n| {
+            let (name, ports) = (format!(r#"{{"namespace":"a","name":"s{n}"}}"#), ports.join(","));
+            format!(r#"{{"metadata":{name},"spec":{{"type":"NodePort","ports":[{ports}]}}}}"#)
+        };
+        let items: Vec<String> = (0..count).map(service).collect();
+        let text =
+            format!(r#"{{"kind":"ServiceList","metadata":{{"resourceVersion":"1"}},"items":[{}]}}"#, items.join(","));
+        services(text.as_bytes(), Ipv4Addr::UNSPECIFIED)
+    };
+    assert_eq!(list(262).unwrap().claims.len(), 262);
+    assert!(matches!(list(263), Err(ParseError::TooMany { what: "published ports", .. })));
+}

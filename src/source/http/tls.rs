@@ -2,9 +2,7 @@
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, ToSocketAddrs as _};
-use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Weak};
-use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -15,6 +13,8 @@ use ureq::unversioned::transport::{ConnectionDetails, Connector, NextTimeout, Sh
 use ureq::{Agent, Error, config::Config, http::Uri};
 
 use super::{Buffered, READ_TIMEOUT, Stream, option};
+use crate::queue;
+use crate::supervisor::spawn;
 
 /// The longest wait for one of several addresses of a host to answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -78,11 +78,11 @@ impl Resolver for Lookup {
             return Ok(found);
         }
         let name = (host.to_owned(), port);
-        let (sender, answer) = sync_channel(1);
+        let (sender, answer) = queue::bounded(1);
         // It cannot be ended: where it takes too long, it is left to itself.
-        Builder::new().name("lookup".into()).spawn(move || sender.send(name.to_socket_addrs()))?;
+        spawn("lookup", Box::new(move || drop(sender.send(name.to_socket_addrs()))))?;
         let limit = option(timeout).unwrap_or(READ_TIMEOUT);
-        let addrs = answer.recv_timeout(limit).map_err(|_| Error::Timeout(timeout.reason))??;
+        let addrs = answer.recv(Some(limit)).map_err(|_| Error::Timeout(timeout.reason))??;
         addrs.take(ADDRESSES_MAX).for_each(|addr| found.push(addr));
         if found.is_empty() { Err(Error::HostNotFound) } else { Ok(found) }
     }
