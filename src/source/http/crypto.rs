@@ -1,7 +1,7 @@
 //! What of ring is used for TLS: what every API server can do, and no more, since each algorithm is code that is shipped.
 //!
 //! TLS 1.3 with AES-GCM, key exchange on P-256 or P-384, certificates and keys of RSA, P-256 and P-384. Left out against
-//! rustls' own choice, at 90 KB: ChaCha20-Poly1305, X25519 and Ed25519. RFC 8446 obliges every server to have
+//! rustls' own choice, at some 100 KB: ChaCha20-Poly1305, X25519 and Ed25519. RFC 8446 obliges every server to have
 //! AES-128-GCM and P-256.
 
 use std::sync::Arc;
