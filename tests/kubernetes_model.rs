@@ -26,13 +26,11 @@ use std::sync::Mutex;
 use std::thread::{self, sleep};
 use std::time::Duration;
 
-use serde_json::Value;
-
 use support::agent::Agent;
 use support::certs::Pki;
 use support::kube_server::{Cut, Fault, KubeServer, On, Port, Service};
 use support::kubeconfig::KubeConfig;
-use support::receiver::Receiver;
+use support::receiver::{Receiver, read};
 use support::{TempDir, eventually};
 
 const ROUNDS: usize = 10;
@@ -427,21 +425,6 @@ fn shown(service: &Service) -> String {
     let ports: Vec<String> =
         ports.iter().map(|port| format!("{}:{}/{}", port.node_port, port.port, port.protocol)).collect();
     format!("{namespace}/{name} {kind} {} ingress {ingress:?} {ip_families:?}", ports.join(" "))
-}
-
-/// A document: whether it withdraws, and what it names.
-fn read(document: &str) -> (bool, Vec<String>) {
-    let document: Value = serde_json::from_str(document).unwrap();
-    let mut names = Vec::new();
-    for (key, bindings) in document["ports"].as_object().unwrap() {
-        let protocol = key.split_once('/').unwrap().1;
-        for binding in bindings.as_array().unwrap() {
-            let (ip, port) = (binding["HostIp"].as_str().unwrap(), binding["HostPort"].as_str().unwrap());
-            let ip = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
-            names.push(format!("{ip}:{port}/{protocol}"));
-        }
-    }
-    (document["remove"].as_bool().unwrap(), names)
 }
 
 /// xorshift64*, with its seed spread first, as 0 would stay 0.

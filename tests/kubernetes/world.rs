@@ -2,13 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
 use crate::support::agent::Agent;
 use crate::support::certs::Pki;
 use crate::support::kube_server::{KubeServer, Port, Service};
 use crate::support::kubeconfig::KubeConfig;
-use crate::support::receiver::Receiver;
+use crate::support::receiver::{Receiver, read};
 use crate::support::{TempDir, eventually};
 
 /// No test is about the grace time unless it says so.
@@ -118,18 +116,9 @@ pub fn count(log: &str, text: &str) -> usize {
 }
 
 fn shown(document: &str) -> String {
-    let value: Value = serde_json::from_str(document).unwrap();
-    let mut names = Vec::new();
-    for (key, bindings) in value["ports"].as_object().unwrap() {
-        let protocol = key.split_once('/').unwrap().1;
-        for binding in bindings.as_array().unwrap() {
-            let (ip, port) = (binding["HostIp"].as_str().unwrap(), binding["HostPort"].as_str().unwrap());
-            let ip = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
-            names.push(format!("{ip}:{port}/{protocol}"));
-        }
-    }
+    let (remove, mut names) = read(document);
     names.sort();
-    format!("{} {}", if value["remove"] == true { '-' } else { '+' }, names.join(" "))
+    format!("{} {}", if remove { '-' } else { '+' }, names.join(" "))
 }
 
 /// Each case in a thread of its own, for those that mostly wait.

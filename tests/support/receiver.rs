@@ -124,19 +124,27 @@ impl Drop for Receiver {
 
 /// Carries one document out on the set of forwards.
 fn take(held: &mut BTreeSet<String>, text: &str) {
-    let value: Value = serde_json::from_str(text).unwrap();
-    let remove = value["remove"].as_bool().unwrap();
-    for (key, bindings) in value["ports"].as_object().unwrap() {
+    let (remove, names) = read(text);
+    for name in names {
+        if remove {
+            held.remove(&name);
+        } else {
+            held.insert(name);
+        }
+    }
+}
+
+/// A document: whether it withdraws, and what it names, as `HostIp:HostPort/protocol`.
+pub fn read(document: &str) -> (bool, Vec<String>) {
+    let document: Value = serde_json::from_str(document).unwrap();
+    let mut names = Vec::new();
+    for (key, bindings) in document["ports"].as_object().unwrap() {
         let protocol = key.split_once('/').unwrap().1;
         for binding in bindings.as_array().unwrap() {
             let (ip, port) = (binding["HostIp"].as_str().unwrap(), binding["HostPort"].as_str().unwrap());
-            let address = if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") };
-            let name = format!("{address}/{protocol}");
-            if remove {
-                held.remove(&name);
-            } else {
-                held.insert(name);
-            }
+            let ip = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
+            names.push(format!("{ip}:{port}/{protocol}"));
         }
     }
+    (document["remove"].as_bool().unwrap(), names)
 }

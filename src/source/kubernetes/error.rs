@@ -113,40 +113,33 @@ impl fmt::Display for KubernetesError {
 impl std::error::Error for KubernetesError {}
 
 fn explain(error: &rustls::Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let rustls::Error::InvalidCertificate(cause) = error else {
-        return match error {
-            rustls::Error::AlertReceived(AlertDescription::ProtocolVersion) | rustls::Error::PeerIncompatible(_) => {
-                write!(f, "it does not speak TLS 1.3, which is needed ({error})")
-            }
-            rustls::Error::AlertReceived(AlertDescription::HandshakeFailure) => f.write_str(
-                "it has no algorithm in common with us, who have AES-GCM, key exchange on P-256 and P-384, and certificates \
-                 of RSA, P-256 and P-384",
-            ),
-            rustls::Error::AlertReceived(alert) => {
-                write!(
-                    f,
-                    "it ends the TLS connection ({alert:?}): is the client certificate in the kubeconfig its own?"
-                )
-            }
-            _ => write!(f, "{error}"),
-        };
-    };
-    match cause {
-        CertificateError::UnknownIssuer | CertificateError::BadSignature => f.write_str(
+    use rustls::Error::{AlertReceived, InvalidCertificate, PeerIncompatible};
+    match error {
+        InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => f.write_str(
             "its certificate is not from the kubeconfig's certificate-authority: is the kubeconfig of another cluster, \
              or from before a reset?",
         ),
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+        InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
             f.write_str("its certificate has expired, or this machine's clock is wrong")
         }
-        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+        InvalidCertificate(CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. }) => {
             f.write_str("its certificate is not valid yet, or this machine's clock is wrong")
         }
-        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+        InvalidCertificate(CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }) => {
             f.write_str("its certificate is for other names: tls-server-name in the kubeconfig can say which to expect")
         }
         // Its own words are the variant's name alone where `derive(Debug)` is cut short (scripts/musl.sh).
-        CertificateError::Other(cause) => write!(f, "its certificate cannot be used: {cause}"),
+        InvalidCertificate(CertificateError::Other(cause)) => write!(f, "its certificate cannot be used: {cause}"),
+        AlertReceived(AlertDescription::ProtocolVersion) | PeerIncompatible(_) => {
+            write!(f, "it does not speak TLS 1.3, which is needed ({error})")
+        }
+        AlertReceived(AlertDescription::HandshakeFailure) => f.write_str(
+            "it has no algorithm in common with us, who have AES-GCM, key exchange on P-256 and P-384, and certificates \
+             of RSA, P-256 and P-384",
+        ),
+        AlertReceived(alert) => {
+            write!(f, "it ends the TLS connection ({alert:?}): is the client certificate in the kubeconfig its own?")
+        }
         _ => write!(f, "{error}"),
     }
 }
