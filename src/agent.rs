@@ -13,15 +13,21 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::config::{Config, ContainerdConfig, SinkConfig};
-use crate::event::{Command, EVENTS_MAX, Event, FailureKind, ForwardState, Report, SinkId, Source};
+use crate::event::{Command, EVENTS_MAX, Event, FailureKind, ForwardState, Owner, Report, SinkId, Source};
+use crate::net::{self, Outward};
+use crate::policy::{Policy, Rule};
+use crate::port::Protocol;
 use crate::queue::{self, Receiver, Sender};
 use crate::reconciler::{Reconciler, Role, Settings, SinkSettings};
 use crate::relay::Limits;
 use crate::sink::vtunnel::{Address, Vtunnel};
-use crate::sink::{self, Running, Sink, handshake, listener::Listener, relay::RelaySink, stdout::Stdout};
+use crate::sink::{
+    self, Running, Sink, handshake, host_switch::HostSwitch, listener::Listener, relay::RelaySink, stdout::Stdout,
+    wsl_proxy::WslProxy,
+};
 #[cfg(feature = "kubernetes")]
 use crate::source::kubernetes;
-use crate::source::{containerd, docker, interface, nat};
+use crate::source::{containerd, docker, interface, nat, sockets};
 use crate::stop::Stop;
 use crate::supervisor::{Context, Supervised, supervise};
 
@@ -38,6 +44,9 @@ const RELAY_LIMITS: Limits = Limits {
     flow_idle: Duration::from_secs(90),
     connect_timeout: Duration::from_secs(5),
 };
+
+/// Bindings that host-switch is told of in one go. A request each, some of them at once: a fraction of a second.
+const EXPOSE_BINDINGS_MAX: usize = 64;
 
 /// Descriptors of one relayed connection: two sockets and two pipes.
 const CONNECTION_FDS: usize = 6;
@@ -79,15 +88,17 @@ impl Agent {
             events,
             sender,
             reconciler: Reconciler::new(Settings {
-                policy: config.policy,
+                policy: policy(config),
                 grace: config.grace,
                 sinks: sink_settings(config),
+                sources: sources(config),
             }),
             sinks: Vec::new(),
             names: Vec::new(),
             threads: Vec::new(),
         };
         agent.start_sinks(config, files_max)?;
+        agent.claim_own(config);
         agent.start_sources(config)?;
         Ok(agent)
     }
@@ -103,13 +114,15 @@ impl Agent {
                 SinkConfig::Listener => Box::new(Listener::start().map_err(starting("the listeners"))?),
                 SinkConfig::Stdout => Box::new(Stdout),
                 SinkConfig::Vtunnel(address) => Box::new(Vtunnel::new(address.clone(), config.interface.clone())),
+                SinkConfig::HostSwitch(config) => Box::new(HostSwitch::new(config.clone())),
+                SinkConfig::WslProxy(path) => Box::new(WslProxy::new(path.clone())),
             };
             self.start_sink(sink.to_string(), worker)?;
         }
         if needs_relay(config) {
             let half = (files_max / 2 / CONNECTION_FDS).max(1);
             let limits = Limits { connections_max: RELAY_LIMITS.connections_max.min(half), ..RELAY_LIMITS };
-            let relay = RelaySink::start(config.interface.clone(), config.relay_peers.clone(), limits);
+            let relay = RelaySink::start(outward(config), config.relay_peers.clone(), limits);
             self.start_sink("relay".into(), Box::new(relay.map_err(starting("the relay"))?))?;
         }
         let of_kind = |wanted: fn(&SinkConfig) -> bool| -> Vec<SinkId> {
@@ -121,10 +134,10 @@ impl Agent {
             self.threads.push(thread.map_err(starting("the handshake"))?);
         }
         let mut addressed = of_kind(|sink| matches!(sink, SinkConfig::Vtunnel(_)));
-        if !addressed.is_empty() {
+        if needs_relay(config) {
             addressed.push(SinkId(config.sinks.len()));
-            let thread = interface::watch(config.interface.clone(), addressed, self.context()?);
-            self.threads.push(thread.map_err(starting("the watch on the interface"))?);
+            let thread = interface::watch(outward(config), addressed, self.context()?);
+            self.threads.push(thread.map_err(starting("the watch on addresses"))?);
         }
         Ok(())
     }
@@ -155,12 +168,28 @@ impl Agent {
             let thread = supervise(Source::Kubernetes, self.context()?, session);
             self.threads.push(thread.map_err(starting("the kubernetes source"))?);
         }
+        if let Some(interval) = config.socket_interval {
+            let mut source = sockets::Sockets::new(interval, outward(config));
+            let thread = supervise(Source::Sockets, self.context()?, move |context| source.session(context));
+            self.threads.push(thread.map_err(starting("the sockets source"))?);
+        }
         if let Some(interval) = config.nat_interval {
             let mut source = nat::Nat::new(interval);
             let thread = supervise(Source::Nat, self.context()?, move |context| source.session(context));
             self.threads.push(thread.map_err(starting("the nat source"))?);
         }
         Ok(())
+    }
+
+    /// What the configuration itself asks for.
+    fn claim_own(&self, config: &Config) {
+        let told = |(sink, _): &(SinkConfig, _)| matches!(sink, SinkConfig::WslProxy(_));
+        if let Some(kubernetes) = config.kubernetes.as_ref().filter(|_| config.sinks.iter().any(told)) {
+            let owner = Owner { source: Source::Agent, key: "kube-apiserver".into() };
+            let bindings = [(kubernetes.api_server, kubernetes.api_server.host_port)].into_iter().collect();
+            // The channel is empty yet, and its other end is ours.
+            let _ = self.sender.send(Event::Claim { owner, bindings });
+        }
     }
 
     fn context(&self) -> Result<Context, StartError> {
@@ -258,6 +287,12 @@ impl Agent {
             Report::Source { source, problem: Some(reason), lost: false, .. } => {
                 log::warn!("source in trouble, trying on source={source} reason={reason:?}");
             }
+            Report::Denied { owner, binding, rule, built_in: false } => {
+                log::warn!("denied binding={binding} owner={owner} rule={rule:?}");
+            }
+            Report::Denied { owner, binding, rule, built_in: true } => {
+                log::debug!("not published binding={binding} owner={owner} rule={rule:?}");
+            }
             Report::Stale { owner, stale: true } => {
                 log::warn!("stale: nothing is left of what it leads to owner={owner}");
             }
@@ -299,18 +334,54 @@ impl Agent {
 }
 
 fn sink_settings(config: &Config) -> Vec<SinkSettings> {
+    let is_host_switch = |(sink, _): &(SinkConfig, _)| matches!(sink, SinkConfig::HostSwitch(_));
+    let host_switch = config.sinks.iter().position(is_host_switch).map(SinkId);
     let settings = |(sink, feeds): &(SinkConfig, &'static [Source])| {
-        let role = match sink {
-            SinkConfig::Listener => Role::Listener,
-            SinkConfig::Stdout | SinkConfig::Vtunnel(_) => Role::Peer,
-        };
-        SinkSettings { role, feeds }
+        let peer = SinkSettings { feeds, ..SinkSettings::of_all(Role::Peer) };
+        match sink {
+            SinkConfig::Listener => SinkSettings { role: Role::Listener, ..peer },
+            SinkConfig::Stdout | SinkConfig::Vtunnel(_) => peer,
+            SinkConfig::HostSwitch(_) => {
+                SinkSettings { ipv4_only: true, document_bindings_max: EXPOSE_BINDINGS_MAX, ..peer }
+            }
+            SinkConfig::WslProxy(_) => SinkSettings { ipv4_only: true, after: host_switch, ..peer },
+        }
     };
-    let relay = needs_relay(config).then(|| SinkSettings::of_all(Role::Relay));
+    let ipv4_only = !config.sinks.iter().any(|(sink, _)| matches!(sink, SinkConfig::Vtunnel(_)));
+    let relay = needs_relay(config).then(|| SinkSettings { ipv4_only, ..SinkSettings::of_all(Role::Relay) });
     config.sinks.iter().map(settings).chain(relay).collect()
+}
+
+/// The sources that run.
+fn sources(config: &Config) -> Vec<Source> {
+    let runs = |source: &Source| match source {
+        Source::Docker => config.docker.is_some(),
+        Source::Containerd => config.containerd.is_some(),
+        Source::Nat => config.nat_interval.is_some(),
+        Source::Kubernetes => config.kubernetes.is_some(),
+        Source::Sockets => config.socket_interval.is_some(),
+        Source::Agent => false,
+    };
+    Source::ALL.iter().copied().filter(runs).collect()
+}
+
+/// The configured policy; and UDP ports that the kernel gives to clients are not published for a socket alone.
+fn policy(config: &Config) -> Policy {
+    let mut policy = config.policy.clone();
+    policy.rules.extend(net::ephemeral_ports().map(|ports| Rule::not_sockets(Protocol::Udp, ports)));
+    policy
+}
+
+/// Where the host connects to, for each kind of sink that has it connect.
+pub fn outward(config: &Config) -> Vec<Outward> {
+    let any = |wanted: fn(&SinkConfig) -> bool| config.sinks.iter().any(|(sink, _)| wanted(sink));
+    let interface = any(|sink| matches!(sink, SinkConfig::Vtunnel(_)));
+    let tap = any(|sink| matches!(sink, SinkConfig::HostSwitch(_)));
+    let interface = interface.then(|| Outward::Interface(config.interface.clone()));
+    interface.into_iter().chain(tap.then_some(Outward::Address(config.tap_ip))).collect()
 }
 
 /// Only a host that connects back needs it.
 pub fn needs_relay(config: &Config) -> bool {
-    config.sinks.iter().any(|(sink, _)| matches!(sink, SinkConfig::Vtunnel(_)))
+    !outward(config).is_empty()
 }

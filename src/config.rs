@@ -4,32 +4,30 @@
 //! that `--help` writes with two dashes). Nothing here does I/O.
 
 pub mod mode;
+mod sinks;
 pub mod usage;
 
 use std::ffi::OsString;
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::cidr::Cidr;
-use crate::event::Source;
 use crate::flags::{FlagError, Parsed};
 use crate::logging::Format;
-use crate::ordered::Set;
-use crate::policy::Policy;
+use crate::policy::{Policy, Rule};
 use crate::port::{Binding, Protocol};
-use crate::sink::vtunnel::Address;
-use crate::wire::vtunnel::DOCUMENTS_PORT;
-use mode::{Given, Mode, ModeSink, NoMode};
+use mode::{Given, NoMode};
+pub use sinks::{SinkConfig, Sinks};
 use usage::USAGE;
 
 /// The kernel's limit for the path of a unix socket.
 const UNIX_PATH_BYTES_MAX: usize = 107;
 
-/// The shortest `--nat-interval`.
-const NAT_INTERVAL_MIN: Duration = Duration::from_millis(10);
+/// The shortest `--nat-interval` and `--socket-interval`.
+const INTERVAL_MIN: Duration = Duration::from_millis(10);
 
 /// Where the engine listens unless `DOCKER_HOST` says otherwise.
 const DOCKER_SOCKET: &str = "/var/run/docker.sock";
@@ -52,29 +50,8 @@ pub struct KubernetesConfig {
     pub listener_ip: Ipv4Addr,
     /// A kubeconfig may turn the check of the server's certificate off.
     pub insecure_tls: bool,
-    /// The API server itself, on the host's loopback: for wsl-proxy, a sink that is not in this version.
+    /// The API server itself, on the host's loopback: wsl-proxy is told of it. host-switch forwards it unasked.
     pub api_server: Binding,
-}
-
-/// A sink to run.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SinkConfig {
-    /// Listeners in the guest, for WSL to notice.
-    Listener,
-    /// JSON documents on standard output.
-    Stdout,
-    /// PortMapping documents to that address.
-    Vtunnel(Address),
-}
-
-impl fmt::Display for SinkConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            SinkConfig::Listener => f.write_str("listener:"),
-            SinkConfig::Stdout => f.write_str("stdout:"),
-            SinkConfig::Vtunnel(address) => address.fmt(f),
-        }
-    }
 }
 
 /// What is asked of the process.
@@ -99,16 +76,20 @@ pub struct Config {
     pub containerd: Option<ContainerdConfig>,
     /// How often to look whether NAT rules have changed where the kernel does not say so, where that source is on.
     pub nat_interval: Option<Duration>,
+    /// How often to look at sockets, where that source is on.
+    pub socket_interval: Option<Duration>,
     /// Kubernetes, where its source is on.
     pub kubernetes: Option<KubernetesConfig>,
     /// The sinks, at least one, each with the sources it is told of.
-    pub sinks: Vec<(SinkConfig, &'static [Source])>,
+    pub sinks: Sinks,
     /// What may be exposed.
     pub policy: Policy,
     /// How long the claims of a lost engine stay.
     pub grace: Duration,
-    /// The interface whose addresses the host connects to.
+    /// The interface whose addresses the host connects to, but for host-switch.
     pub interface: String,
+    /// This VM's address on host-switch's network.
+    pub tap_ip: Ipv4Addr,
     /// Who may use the relay; empty: the default gateway.
     pub relay_peers: Vec<Cidr>,
     /// Log everything.
@@ -126,8 +107,8 @@ pub enum ConfigError {
     NotInThisBuild(&'static str),
     /// Nothing to watch.
     NoSource,
-    /// Nobody to tell.
-    NoSink,
+    /// More than one host-switch: there is one state file.
+    TwoHostSwitches,
     /// `-docker`, `-containerd` and `-iptables` together.
     TooManySources,
     /// An environment variable is wrong.
@@ -150,12 +131,11 @@ impl fmt::Display for ConfigError {
                 "-{flag}: this program was built without it (cargo's feature {flag}): leave it out, or give -{flag}=false"
             ),
             ConfigError::NoSource => f.write_str(
-                "nothing to watch: give at least one source: -docker, -containerd, -iptables or -kubernetes",
+                "nothing to watch: give at least one source: -docker, -containerd, -iptables, -kubernetes or -sockets",
             ),
-            ConfigError::NoSink => f.write_str(
-                "nobody to tell: give -privilegedService, or --sink URL (for a first look: --sink stdout:). \
-                 The host-switch and wsl-proxy sinks, which an engine alone would choose, are not in this version",
-            ),
+            ConfigError::TwoHostSwitches => {
+                f.write_str("--sink: only one host-switch (http://… or http+unix://…) can be told")
+            }
             ConfigError::TooManySources => {
                 f.write_str("-docker, -containerd and -iptables cannot all be on: choose two at most")
             }
@@ -179,7 +159,6 @@ impl From<NoMode> for ConfigError {
         match error {
             NoMode::TooManySources => ConfigError::TooManySources,
             NoMode::NoSource => ConfigError::NoSource,
-            NoMode::NoSink => ConfigError::NoSink,
         }
     }
 }
@@ -196,30 +175,35 @@ pub fn read(
     if flags.on("version") {
         return Ok(Wish::Version);
     }
-    check_unused(&flags)?;
     let given = Given {
         docker: flags.on("docker"),
         containerd: flags.on("containerd"),
         kubernetes: flags.on("kubernetes"),
         iptables: flags.given("iptables").then(|| flags.on("iptables")),
         privileged_service: flags.on("privilegedService"),
+        sockets: flags.given("sockets").then(|| flags.on("sockets")),
         sink: !flags.values("sink").is_empty(),
+        host_switch_sink: flags.values("sink").iter().any(|url| url.starts_with("http")),
     };
     let mode = mode::choose(given)?;
     let containerd = containerd(&flags)?;
     let kubernetes = kubernetes(&flags)?;
-    let nat_interval = value(&flags, "nat-interval", "a duration of at least 10ms, such as 250ms", |text| {
-        duration(text).filter(|d| *d >= NAT_INTERVAL_MIN)
-    })?;
+    let nat_interval = interval(&flags, "nat-interval")?;
+    let socket_interval = interval(&flags, "socket-interval")?;
+    let tap_ip = value(&flags, "tap-interface-ip", "an IPv4 address", sinks::tap_ip)?;
+    let sinks = sinks::sinks(&flags, &mode, tap_ip)?;
+    let policy = policy(&flags, kubernetes.api_server, &sinks)?;
     let config = Config {
         docker: if given.docker { Some(docker_socket(environment("DOCKER_HOST"))?) } else { None },
         containerd: given.containerd.then_some(containerd),
         kubernetes: given.kubernetes.then_some(kubernetes),
         nat_interval: mode.nat.then_some(nat_interval),
-        sinks: sinks(&flags, &mode)?,
-        policy: Policy { admin: flags.on("adminInstall") },
+        socket_interval: mode.sockets.then_some(socket_interval),
+        sinks,
+        policy,
         grace: value(&flags, "engine-grace", "a duration such as 500ms, 10s or 2m", duration)?,
         interface: value(&flags, "connect-interface", "an interface name of 1 to 15 characters", interface)?,
+        tap_ip,
         relay_peers: values(&flags, "relay-peer", "ADDRESS[/PREFIX]", Cidr::parse)?,
         debug: flags.on("debug"),
         log_format: value(&flags, "log-format", "text or json", Format::parse)?,
@@ -227,39 +211,50 @@ pub fn read(
     if flags.on("check") { Ok(Wish::Check(config)) } else { Ok(Wish::Run(config)) }
 }
 
-/// Values that belong to what is not built yet: wrong ones are refused all the same.
-fn check_unused(flags: &Parsed) -> Result<(), ConfigError> {
-    value(flags, "tap-interface-ip", "an IPv4 address", |text| text.parse::<Ipv4Addr>().ok())?;
-    Ok(())
+/// The rules of the command line, in its order, and those of the agent's own.
+fn policy(flags: &Parsed, api_server: Binding, sinks: &Sinks) -> Result<Policy, ConfigError> {
+    let mut rules = Vec::new();
+    for (flag, text) in flags.repeated() {
+        let allow = match *flag {
+            "allow" => true,
+            "deny" => false,
+            _ => continue,
+        };
+        let expected = "expected PROTO/PORT[-PORT][@SOURCE] or *[@SOURCE]: tcp/8000-8999, udp/*, */22@sockets";
+        rules.push(Rule::parse(text, allow).ok_or_else(|| FlagError::bad_value(flag, text, expected))?);
+    }
+    let mut policy = Policy::new(flags.on("adminInstall"), rules);
+    if flags.on("kubernetes") && sinks.iter().any(|(sink, _)| matches!(sink, SinkConfig::WslProxy(_))) {
+        // Rancher Desktop's host-switch forwards the API server by itself.
+        let port = api_server.host_port.get();
+        policy.rules.push(Rule::not_sockets(Protocol::Tcp, (port, port)));
+    }
+    Ok(policy)
 }
 
-fn sinks(flags: &Parsed, mode: &Mode) -> Result<Vec<(SinkConfig, &'static [Source])>, ConfigError> {
-    let vtunnel = value(flags, "vtunnelAddr", "HOST:PORT", host_port)?;
-    let urls = "stdout:, listener:, unix://PATH, tcp://HOST:PORT or vsock://CID[:PORT]";
-    let named = values(flags, "sink", urls, sink)?;
-    let distinct: Set<String> = named.iter().map(ToString::to_string).collect();
-    if distinct.len() < named.len() {
-        let all = flags.values("sink").join(" ");
-        return Err(FlagError::bad_value("sink", &all, "each sink can be given once").into());
-    }
-    let mut sinks: Vec<_> = named.into_iter().map(|sink| (sink, Source::ALL)).collect();
-    for (sink, feeds) in &mode.sinks {
-        let sink = match sink {
-            ModeSink::Vtunnel => SinkConfig::Vtunnel(Address::Tcp(vtunnel.clone())),
-            ModeSink::Listener => SinkConfig::Listener,
-        };
-        sinks.push((sink, *feeds));
-    }
-    Ok(sinks)
+fn interval(flags: &Parsed, name: &'static str) -> Result<Duration, ConfigError> {
+    let long_enough = |text: &str| duration(text).filter(|d| *d >= INTERVAL_MIN);
+    value(flags, name, "a duration of at least 10ms, such as 250ms", long_enough)
+}
+
+fn absolute(text: &str) -> Option<PathBuf> {
+    text.starts_with('/').then(|| PathBuf::from(text))
+}
+
+/// An absolute path that the kernel takes for a unix socket.
+fn socket_path(text: &str) -> Option<PathBuf> {
+    absolute(text).filter(|_| text.len() <= UNIX_PATH_BYTES_MAX)
+}
+
+/// The value, or nothing where the text is empty.
+fn optional<T>(read: impl Fn(&str) -> Option<T>) -> impl Fn(&str) -> Option<Option<T>> {
+    move |text| if text.is_empty() { Some(None) } else { read(text).map(Some) }
 }
 
 fn containerd(flags: &Parsed) -> Result<ContainerdConfig, ConfigError> {
-    let absolute = |text: &str| text.starts_with('/').then(|| PathBuf::from(text));
-    let socket = |text: &str| absolute(text).filter(|_| text.len() <= UNIX_PATH_BYTES_MAX);
-    let ctr = |text: &str| if text.is_empty() { Some(None) } else { absolute(text).map(Some) };
     Ok(ContainerdConfig {
-        socket: value(flags, "containerdSock", "the absolute path of a socket, of 107 bytes at most", socket)?,
-        ctr: value(flags, "ctr", "an absolute path", ctr)?,
+        socket: value(flags, "containerdSock", "the absolute path of a socket, of 107 bytes at most", socket_path)?,
+        ctr: value(flags, "ctr", "an absolute path", optional(absolute))?,
     })
 }
 
@@ -278,39 +273,6 @@ fn kubernetes(flags: &Parsed) -> Result<KubernetesConfig, ConfigError> {
         insecure_tls: flags.on("insecure-kubernetes-tls"),
         api_server: Binding { protocol: Protocol::Tcp, host_ip: Ipv4Addr::LOCALHOST.into(), host_port },
     })
-}
-
-fn sink(url: &str) -> Option<SinkConfig> {
-    match url {
-        "stdout:" => return Some(SinkConfig::Stdout),
-        "listener:" => return Some(SinkConfig::Listener),
-        _ => {}
-    }
-    let (scheme, rest) = url.split_once("://")?;
-    let address = match scheme {
-        "tcp" => Address::Tcp(host_port(rest)?),
-        "unix" => {
-            let valid = rest.starts_with('/') && rest.len() <= UNIX_PATH_BYTES_MAX;
-            Address::Unix(valid.then(|| PathBuf::from(rest))?)
-        }
-        "vsock" => {
-            let (cid, port) = match rest.split_once(':') {
-                Some((cid, port)) => (cid, port.parse().ok()?),
-                None => (rest, DOCUMENTS_PORT),
-            };
-            Address::Vsock { cid: cid.parse().ok()?, port }
-        }
-        _ => return None,
-    };
-    Some(SinkConfig::Vtunnel(address))
-}
-
-/// `127.0.0.1:3040`, `[::1]:3040` or `name:3040`; names are looked up when they are used.
-fn host_port(text: &str) -> Option<String> {
-    let (host, port) = text.rsplit_once(':')?;
-    let is_name = || !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'));
-    let valid = port.parse::<u16>().is_ok_and(|p| p != 0) && (text.parse::<SocketAddr>().is_ok() || is_name());
-    valid.then(|| text.to_owned())
 }
 
 fn interface(name: &str) -> Option<String> {

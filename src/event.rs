@@ -23,11 +23,19 @@ pub enum Source {
     Nat,
     /// Services, from the Kubernetes API.
     Kubernetes,
+    /// Sockets of the guest that listen, whoever they belong to.
+    Sockets,
+    /// The agent itself: what its own configuration asks for, and what an earlier run left at a sink.
+    Agent,
 }
 
 impl Source {
-    /// All of them.
-    pub const ALL: &[Source] = &[Source::Docker, Source::Containerd, Source::Nat, Source::Kubernetes];
+    /// All that watch something.
+    pub const ALL: &[Source] = &[Source::Docker, Source::Containerd, Source::Nat, Source::Kubernetes, Source::Sockets];
+
+    /// Those and the agent itself.
+    pub const WITH_AGENT: &[Source] =
+        &[Source::Docker, Source::Containerd, Source::Nat, Source::Kubernetes, Source::Sockets, Source::Agent];
 
     /// The name used in logs, JSON and on the command line.
     pub fn as_str(self) -> &'static str {
@@ -36,6 +44,8 @@ impl Source {
             Source::Containerd => "containerd",
             Source::Nat => "nat",
             Source::Kubernetes => "kubernetes",
+            Source::Sockets => "sockets",
+            Source::Agent => "agent",
         }
     }
 }
@@ -47,7 +57,7 @@ impl fmt::Display for Source {
 }
 
 /// Who claims a binding: a source and the key that source knows it by (a container id; what a NAT rule leads to;
-/// a Service as `namespace/name`).
+/// a Service as `namespace/name`; a socket as `tcp/8080`).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Owner {
     /// The source that saw it.
@@ -57,10 +67,10 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// Whether it listens on its TCP ports itself. Podman does so once its rules are written, and the container does not
-    /// start where somebody else was faster.
+    /// Whether it listens on its TCP ports itself: a socket does; Podman does so once its rules are written, and the
+    /// container does not start where somebody else was faster.
     pub fn listens(&self) -> bool {
-        self.source == Source::Nat && self.key.starts_with(PODMAN)
+        self.source == Source::Sockets || (self.source == Source::Nat && self.key.starts_with(PODMAN))
     }
 }
 
@@ -142,6 +152,14 @@ pub enum Event {
         sink: SinkId,
         /// Why, for people.
         reason: String,
+    },
+    /// What a sink's peer holds from an earlier run of the agent. It stays until the sources have told whether it is still
+    /// wanted, for the grace time at most.
+    Found {
+        /// Which sink.
+        sink: SinkId,
+        /// As bound on the host.
+        bindings: Set<Binding>,
     },
     /// Time has passed: the moment that the reconciler named as its deadline has come.
     Tick,
@@ -270,6 +288,17 @@ pub enum Report {
         binding: Binding,
         /// Why.
         reason: &'static str,
+    },
+    /// A rule denies a binding: nothing is done about it anywhere.
+    Denied {
+        /// Whose.
+        owner: Owner,
+        /// Which binding, as published.
+        binding: Binding,
+        /// The rule, as the command line has it.
+        rule: String,
+        /// The rule is one of the agent's own.
+        built_in: bool,
     },
     /// Input was skipped, or a claim was cut down.
     Skipped {

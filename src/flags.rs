@@ -134,6 +134,8 @@ fn shown(text: &str) -> String {
 pub struct Parsed {
     usage: &'static Usage,
     given: Map<&'static str, Vec<String>>,
+    /// The repeatable flags, in the order of the command line.
+    repeated: Vec<(&'static str, String)>,
     operands: Vec<String>,
 }
 
@@ -163,6 +165,11 @@ impl Parsed {
         self.given.get(name).map_or(&[], Vec::as_slice)
     }
 
+    /// Every repeatable flag that was given, with its value, in the order of the command line.
+    pub fn repeated(&self) -> &[(&'static str, String)] {
+        &self.repeated
+    }
+
     /// The words that are no flags, at most [`Usage::operands_max`].
     pub fn operands(&self) -> &[String] {
         &self.operands
@@ -175,7 +182,7 @@ impl Usage {
         let mut words = words
             .into_iter()
             .map(|word| word.into_string().map_err(|w| FlagError::NotUtf8(w.to_string_lossy().into_owned())));
-        let mut parsed = Parsed { usage: self, given: Map::new(), operands: Vec::new() };
+        let mut parsed = Parsed { usage: self, given: Map::new(), repeated: Vec::new(), operands: Vec::new() };
         let mut flags_ended = false;
         while let Some(word) = words.next().transpose()? {
             let Some(body) = word.strip_prefix('-').filter(|body| !flags_ended && !body.is_empty()) else {
@@ -203,6 +210,9 @@ impl Usage {
             };
             if flag.takes == Takes::Bool && parse_bool(&value).is_none() {
                 return Err(FlagError::bad_value(flag.name, &value, "use true or false"));
+            }
+            if matches!(flag.takes, Takes::Values(_)) {
+                parsed.repeated.push((flag.name, value.clone()));
             }
             parsed.given.entry(flag.name).or_default().push(value);
         }

@@ -9,9 +9,8 @@
 //! 5. [`sink`] and [`wire`]: who is told, and in what words.
 //! 6. [`relay`]: TCP and UDP pipes, for the agent and for the host end.
 //! 7. [`host`]: the host end.
-//! 8. [`config`], [`flags`], [`logging`], [`privileges`], [`supervisor`], [`stop`], [`backoff`], [`net`], [`cidr`], [`ordered`],
-//!    [`queue`]:
-//!    what programs need.
+//! 8. [`config`], [`flags`], [`logging`], [`privileges`], [`supervisor`], [`stop`], [`backoff`], [`net`], [`http`], [`cidr`],
+//!    [`ordered`], [`queue`]: what programs need.
 //!
 //! ARCHITECTURE.md has the flow, the invariants and the reasons.
 
@@ -22,6 +21,7 @@ pub mod config;
 pub mod event;
 pub mod flags;
 pub mod host;
+pub mod http;
 pub mod logging;
 pub mod net;
 pub mod ordered;

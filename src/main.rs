@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use caps::Capability;
 use nix::sys::signal::{SigSet, Signal};
-use rancher_desktop_agent::agent::{Agent, needs_relay};
+use rancher_desktop_agent::agent::{Agent, needs_relay, outward};
 use rancher_desktop_agent::config::usage::USAGE;
 use rancher_desktop_agent::config::{self, Config, SinkConfig, Wish};
 use rancher_desktop_agent::event::{Event, Source};
@@ -74,18 +74,21 @@ fn summary(config: &Config) -> String {
     });
     let nat = config.nat_interval.iter().map(|_| "source=nat".to_owned());
     let sinks = config.sinks.iter().map(|(sink, feeds)| match *feeds {
-        Source::ALL => format!("sink={sink}"),
+        Source::ALL | Source::WITH_AGENT => format!("sink={sink}"),
         feeds => format!("sink={sink}<{}", feeds.iter().map(|s| s.as_str()).collect::<Vec<_>>().join("+")),
     });
-    let relay = needs_relay(config).then(|| format!("relay={}", config.interface));
+    let sockets = config.socket_interval.iter().map(|_| "source=sockets".to_owned());
+    let relay = outward(config).into_iter().map(|outward| format!("relay={outward}"));
     let exposure = if config.policy.admin { "exposure=as-published" } else { "exposure=loopback" };
     docker
         .chain(containerd)
         .chain(kubernetes)
         .chain(nat)
+        .chain(sockets)
         .chain(sinks)
         .chain(relay)
         .chain([exposure.to_owned()])
+        .chain(config.policy.rules.iter().filter(|rule| !rule.built_in).map(ToString::to_string))
         .collect::<Vec<_>>()
         .join(" ")
 }

@@ -1,8 +1,9 @@
 //! Small network facts of the guest: addresses of an interface, default gateways, connecting with a time-out.
 
+use std::fmt;
 use std::fs;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -37,6 +38,77 @@ pub fn own_addrs() -> io::Result<Vec<IpAddr>> {
     Ok(getifaddrs()?.filter_map(|entry| entry.address.as_ref().and_then(ip_of)).collect())
 }
 
+/// Where connections of the host come in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outward {
+    /// On every address of that interface.
+    Interface(String),
+    /// On that address, whichever interface has it.
+    Address(Ipv4Addr),
+}
+
+impl Outward {
+    /// The addresses that a peer can use.
+    ///
+    /// # Errors
+    /// `NotFound` when there are none.
+    pub fn addrs(&self) -> io::Result<Vec<IpAddr>> {
+        match self {
+            Outward::Interface(name) => {
+                Ok(interface_addrs(name)?.iter().map(|a| a.ip).filter(|ip| !needs_interface(*ip)).collect())
+            }
+            // All of 127.0.0.0/8 is there, though only one of it is listed.
+            Outward::Address(ip) if ip.is_loopback() || own_addrs()?.contains(&IpAddr::V4(*ip)) => {
+                Ok(vec![(*ip).into()])
+            }
+            Outward::Address(ip) => {
+                let what = format!("no interface has the address {ip} (name another with -tap-interface-ip)");
+                Err(io::Error::new(io::ErrorKind::NotFound, what))
+            }
+        }
+    }
+
+    /// The default gateways reached that way. None when nothing can be read.
+    pub fn gateways(&self) -> Vec<IpAddr> {
+        match self {
+            Outward::Interface(name) => default_gateways(name),
+            Outward::Address(ip) => interface_with((*ip).into()).map_or(Vec::new(), |name| default_gateways(&name)),
+        }
+    }
+}
+
+impl fmt::Display for Outward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outward::Interface(name) => f.write_str(name),
+            Outward::Address(ip) => ip.fmt(f),
+        }
+    }
+}
+
+/// The addresses of all of them.
+///
+/// # Errors
+/// That of the first, when none has any.
+pub fn outward_addrs(outward: &[Outward]) -> io::Result<Vec<IpAddr>> {
+    let mut addrs = Vec::new();
+    let mut error = None;
+    for result in outward.iter().map(Outward::addrs) {
+        match result {
+            Ok(found) => addrs.extend(found),
+            Err(e) => error = error.or(Some(e)),
+        }
+    }
+    addrs.sort();
+    addrs.dedup();
+    error.filter(|_| addrs.is_empty()).map_or(Ok(addrs), Err)
+}
+
+fn interface_with(ip: IpAddr) -> Option<String> {
+    let has = |addr: &SockaddrStorage| ip_of(addr) == Some(ip);
+    getifaddrs().ok()?.find(|entry| entry.address.as_ref().is_some_and(has)).map(|entry| entry.interface_name)
+}
+
 fn ip_of(addr: &SockaddrStorage) -> Option<IpAddr> {
     let v4 = addr.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
     v4.or_else(|| addr.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
@@ -59,11 +131,18 @@ pub fn needs_interface(ip: IpAddr) -> bool {
 }
 
 /// The default gateways reached through an interface, of both families. None when nothing can be read.
-pub fn default_gateways(interface: &str) -> Vec<IpAddr> {
+fn default_gateways(interface: &str) -> Vec<IpAddr> {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     let mut gateways = route::default_gateways_v4(&read("/proc/net/route"), interface);
     gateways.extend(route::default_gateways_v6(&read("/proc/net/ipv6_route"), interface));
     gateways
+}
+
+/// The first and last of the ports that the kernel gives to sockets that asked for none.
+pub fn ephemeral_ports() -> Option<(u16, u16)> {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+    let (first, last) = text.trim().split_once(char::is_whitespace)?;
+    Some((first.parse().ok()?, last.trim().parse().ok()?))
 }
 
 /// Connects to a unix socket without ever blocking: a full accept queue is an error (`WouldBlock`).

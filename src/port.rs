@@ -84,6 +84,23 @@ pub fn loopback_like(ip: IpAddr) -> IpAddr {
     }
 }
 
+/// The address of the family of `ip` that means every address.
+pub fn unspecified_like(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    }
+}
+
+/// The binding that means the same in IPv4 as an IPv6 binding on every address, or on the loopback address.
+pub fn equal_in_ipv4(binding: Binding) -> Option<Binding> {
+    match binding.host_ip {
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Some(binding.on(Ipv4Addr::UNSPECIFIED.into())),
+        IpAddr::V6(Ipv6Addr::LOCALHOST) => Some(binding.on(Ipv4Addr::LOCALHOST.into())),
+        IpAddr::V4(_) | IpAddr::V6(_) => None,
+    }
+}
+
 /// How the keys of Podman's containers begin, where NAT rules tell of them.
 pub const PODMAN: &str = "podman:";
 

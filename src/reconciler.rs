@@ -7,82 +7,32 @@
 #![deny(clippy::wildcard_enum_match_arm)]
 
 pub mod ledger;
+mod settings;
 
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::event::{Command, Event, Owner, Report, SinkId, Source};
+use crate::event::{Answer, Command, Event, Owner, Report, SinkId, Source, Ticket};
 use crate::ordered::{Map, Set};
 use crate::policy::Policy;
-use crate::port::{Binding, Bindings, Protocol};
+use crate::port::{Binding, Bindings, Protocol, equal_in_ipv4, unspecified_like};
 use ledger::Ledger;
+pub use settings::{Role, Settings, SinkSettings};
 
 /// Bindings that all owners together may claim. What goes over is refused and reported, never silently dropped.
 pub const BINDINGS_MAX: usize = 131_072;
 
-/// What a sink is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// Tells a host end: takes every binding, as the policy exposes it.
-    Peer,
-    /// The agent's own pipe: takes the bindings that name one address, as they were published. A peer is told of
-    /// such a binding only while the relay carries it, since the host could not reach it otherwise.
-    Relay,
-    /// Opens listeners in the guest for others to notice: takes TCP bindings that name no particular address, or a
-    /// loopback one, as they were published, but for those of owners that listen themselves.
-    Listener,
-}
-
-impl Role {
-    /// Why a published binding is nothing for such a sink, if that is so.
-    fn objection(self, published: Binding) -> Option<&'static str> {
-        match self {
-            Role::Peer => None,
-            Role::Relay => published.host_ip.is_unspecified().then_some("it answers on every address already"),
-            Role::Listener if published.protocol == Protocol::Udp => Some("only TCP can be noticed by a listener"),
-            Role::Listener if published.host_ip.is_unspecified() || published.is_loopback() => None,
-            Role::Listener => Some("it is published on one address of the guest only"),
-        }
-    }
-}
-
-/// A sink, as the reconciler knows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SinkSettings {
-    /// What it is for.
-    pub role: Role,
-    /// Whose claims it is told of.
-    pub feeds: &'static [Source],
-}
-
-impl SinkSettings {
-    fn is_told_of(&self, owner: &Owner) -> bool {
-        self.feeds.contains(&owner.source) && !(self.role == Role::Listener && owner.listens())
-    }
-
-    /// A sink that is told of the claims of every source.
-    pub fn of_all(role: Role) -> SinkSettings {
-        SinkSettings { role, feeds: Source::ALL }
-    }
-}
-
-/// How the reconciler is set up.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// What may be exposed.
-    pub policy: Policy,
-    /// How long the claims of a lost source stay.
-    pub grace: Duration,
-    /// The sinks, in the order of their [`SinkId`]s; at most one relay.
-    pub sinks: Vec<SinkSettings>,
-}
+/// Whose the forwards of an earlier run are.
+const EARLIER_RUN: &str = "earlier-run";
 
 /// One owner's claim on a binding.
 #[derive(Debug, Clone)]
 struct Claimant {
     owner: Owner,
     container_port: NonZeroU16,
+    /// A rule denies it.
+    denied: bool,
 }
 
 /// See the module.
@@ -97,6 +47,10 @@ pub struct Reconciler {
     /// The same claims by binding, oldest claimant first.
     claimants: Map<Binding, Vec<Claimant>>,
     claimed: usize,
+    /// The claimed bindings on one address, by port: they need no relay while the port is claimed on every address.
+    addressed: Map<(Protocol, NonZeroU16), Set<Binding>>,
+    /// Sources that have not given their view yet.
+    awaited: Set<Source>,
     /// When the claims of a lost source end.
     lost: Map<Source, Instant>,
     problems: Map<Source, Option<String>>,
@@ -115,11 +69,15 @@ impl Reconciler {
             policy: settings.policy,
             grace: settings.grace,
             relay: settings.sinks.iter().position(|sink| sink.role == Role::Relay),
-            ledgers: (0..settings.sinks.len()).map(|i| Ledger::new(SinkId(i))).collect(),
+            ledgers: (settings.sinks.iter().enumerate())
+                .map(|(i, sink)| Ledger::new(SinkId(i), sink.document_bindings_max))
+                .collect(),
             sinks: settings.sinks,
             claims: Map::new(),
             claimants: Map::new(),
             claimed: 0,
+            addressed: Map::new(),
+            awaited: settings.sources.into_iter().collect(),
             lost: Map::new(),
             problems: Map::new(),
             losses: Map::new(),
@@ -148,15 +106,13 @@ impl Reconciler {
             }
             Event::Stale { source, keys } => self.mark_stale(source, &keys, &mut out),
             Event::Skipped { source, reason } => self.skip(source, reason, &mut out),
-            Event::Answered { sink, ticket, answer } => {
-                let changed = match self.ledgers.get_mut(sink.0) {
-                    Some(ledger) => ledger.answer(ticket, answer, now, &mut out),
-                    None => Vec::new(),
-                };
-                if self.relay == Some(sink.0) {
-                    for binding in changed {
-                        self.spread(binding);
-                    }
+            Event::Answered { sink, ticket, answer } => self.answer(sink, ticket, answer, now, &mut out),
+            Event::Found { sink, bindings } => {
+                if let Some(ledger) = self.ledgers.get_mut(sink.0) {
+                    let owner = Owner { source: Source::Agent, key: EARLIER_RUN.into() };
+                    let until = if self.awaited.is_empty() { now } else { now + self.grace };
+                    ledger.found(&bindings, &owner, until);
+                    self.spread_what_follows(sink, &bindings);
                 }
             }
             Event::SinkReset { sink, reason } => {
@@ -178,14 +134,32 @@ impl Reconciler {
         out
     }
 
+    fn answer(&mut self, sink: SinkId, ticket: Ticket, answer: Answer, now: Instant, out: &mut Vec<Command>) {
+        let Some(ledger) = self.ledgers.get_mut(sink.0) else { return };
+        let changed = ledger.answer(ticket, answer, now, out);
+        self.spread_what_follows(sink, &changed.into_iter().collect());
+    }
+
+    /// Tells other sinks what they may be told now that these forwards have changed at one they follow.
+    fn spread_what_follows(&mut self, sink: SinkId, changed: &Set<Binding>) {
+        let is_followed = self.relay == Some(sink.0) || self.sinks.iter().any(|other| other.after == Some(sink));
+        if let Some(ledger) = self.ledgers.get(sink.0).filter(|_| is_followed) {
+            let published: Set<Binding> = changed.iter().flat_map(|exposed| ledger.asked_by(*exposed)).collect();
+            published.iter().for_each(|binding| self.spread(*binding));
+        }
+    }
+
     /// Lets every sink send. While the relay works on an owner's bindings, peers are not told of that owner: what is
-    /// relayed and what is not then go out together, as one document for one change.
+    /// relayed and what is not then go out together, as one document for one change. The same for a sink that follows
+    /// another.
     fn pump(&mut self, now: Instant, out: &mut Vec<Command>) {
         for i in 0..self.ledgers.len() {
             let (before, rest) = self.ledgers.split_at_mut(i);
-            let Some((ledger, after)) = rest.split_first_mut() else { continue };
-            let relay = self.relay.filter(|r| *r != i).and_then(|r| before.get(r).or_else(|| after.get(r - i - 1)));
-            let hold = |owner: &Owner| relay.is_some_and(|relay| relay.is_busy(owner));
+            let Some((ledger, behind)) = rest.split_first_mut() else { continue };
+            let after = self.sinks.get(i).and_then(|sink| sink.after).map(|sink| sink.0);
+            let of = |k: usize| before.get(k).or_else(|| behind.get(k - i - 1));
+            let ahead = [self.relay, after].map(|k| k.filter(|k| *k != i).and_then(of));
+            let hold = |owner: &Owner| ahead.iter().flatten().any(|ledger| ledger.is_busy(owner));
             ledger.pump(now, &mut self.next_ticket, hold, out);
         }
     }
@@ -215,6 +189,9 @@ impl Reconciler {
         let (growing, rest): (Vec<_>, Vec<_>) = changes.into_iter().partition(grows);
         for (owner, bindings) in rest.into_iter().chain(growing) {
             self.claim(owner, bindings, out);
+        }
+        if self.awaited.remove(&source) && self.awaited.is_empty() {
+            self.ledgers.iter_mut().for_each(Ledger::end_found);
         }
     }
 
@@ -276,27 +253,45 @@ impl Reconciler {
         let first = claimants.is_empty();
         match claimants.iter_mut().find(|c| c.owner == *owner) {
             Some(claimant) => claimant.container_port = container_port,
-            None => claimants.push(Claimant { owner: owner.clone(), container_port }),
+            None => {
+                let denial = self.policy.denial(owner.source, binding);
+                claimants.push(Claimant { owner: owner.clone(), container_port, denied: denial.is_some() });
+                if let Some(rule) = denial {
+                    let (rule, built_in) = (rule.to_string(), rule.built_in);
+                    out.push(Command::Report(Report::Denied { owner: owner.clone(), binding, rule, built_in }));
+                }
+            }
         }
         if first {
             self.remark(owner, binding, out);
         }
         self.spread(binding);
+        if first {
+            self.note_address(binding, true);
+        }
     }
 
     /// Says what people should know of a binding that is claimed for the first time.
     fn remark(&self, owner: &Owner, binding: Binding, out: &mut Vec<Command>) {
+        if self.policy.denial(owner.source, binding).is_some() {
+            return;
+        }
         let with_role = |role: Role| self.sinks.iter().enumerate().filter(move |(_, sink)| sink.role == role);
-        if with_role(Role::Peer).next().is_some() {
+        let mut peers = with_role(Role::Peer).filter(|(_, sink)| sink.after.is_none()).peekable();
+        let role = if peers.peek().is_some() { Role::Peer } else { Role::Listener };
+        if peers.any(|(_, sink)| sink.objection(binding).is_none()) {
             if self.policy.narrows(binding) {
                 let exposed = self.policy.expose(binding);
                 out.push(Command::Report(Report::Narrowed { owner: owner.clone(), published: binding, exposed }));
             }
-            // Forwarded anyhow, so nothing is missing where a listener is.
+            // Forwarded anyhow, so nothing is missing where another sink leaves it out.
             return;
         }
-        for (i, _) in with_role(Role::Listener).filter(|(_, sink)| sink.is_told_of(owner)) {
-            if let Some(reason) = Role::Listener.objection(binding) {
+        if equal_in_ipv4(binding).is_some_and(|equal| self.claimants.contains_key(&equal)) {
+            return;
+        }
+        for (i, sink) in with_role(role).filter(|(_, sink)| sink.after.is_none() && sink.is_told_of(owner)) {
+            if let Some(reason) = sink.objection(binding) {
                 let left_out = Report::LeftOut { sink: SinkId(i), owner: owner.clone(), binding, reason };
                 out.push(Command::Report(left_out));
             }
@@ -304,29 +299,70 @@ impl Reconciler {
     }
 
     fn release(&mut self, owner: &Owner, binding: Binding) {
+        let mut last = false;
         if let Some(claimants) = self.claimants.get_mut(&binding) {
             claimants.retain(|c| c.owner != *owner);
             if claimants.is_empty() {
                 self.claimants.remove(&binding);
+                last = true;
             }
         }
         self.spread(binding);
+        if last {
+            self.note_address(binding, false);
+        }
+    }
+
+    /// A binding is claimed for the first time, or not at all any more: what is claimed of its port on one address needs the
+    /// relay no longer, or from now on.
+    fn note_address(&mut self, binding: Binding, claimed: bool) {
+        if self.relay.is_none() {
+            return;
+        }
+        let port = (binding.protocol, binding.host_port);
+        if binding.host_ip.is_unspecified() {
+            let others: Vec<Binding> = self.addressed.get(&port).into_iter().flat_map(Set::iter).copied().collect();
+            others.into_iter().for_each(|other| self.spread(other));
+        } else if claimed {
+            self.addressed.entry(port).or_default().insert(binding);
+        } else if let Some(others) = self.addressed.get_mut(&port) {
+            others.remove(&binding);
+            if others.is_empty() {
+                self.addressed.remove(&port);
+            }
+        }
     }
 
     /// Tells every ledger whether this published binding asks for a forward there: of its claimants, the oldest that
-    /// the sink is told of counts.
+    /// the sink is told of counts, and what is only seen to listen comes last.
     fn spread(&mut self, published: Binding) {
-        let relayed = published.host_ip.is_unspecified()
-            || self.relay.and_then(|i| self.ledgers.get(i)).is_none_or(|relay| relay.holds(published));
+        let everywhere = published.host_ip.is_unspecified()
+            || (self.relay.is_some()
+                && self.claimants.contains_key(&published.on(unspecified_like(published.host_ip))));
         let claimants = self.claimants.get(&published).map(Vec::as_slice).unwrap_or_default();
-        for (sink, ledger) in self.sinks.iter().zip(&mut self.ledgers) {
-            let (exposed, possible) = match sink.role {
-                Role::Peer => (self.policy.expose(published), relayed),
-                Role::Relay | Role::Listener => (published, sink.role.objection(published).is_none()),
+        let allowed = claimants.iter().filter(|c| !c.denied);
+        for (i, sink) in self.sinks.iter().enumerate() {
+            let exposed = if sink.role == Role::Peer { self.policy.expose(published) } else { published };
+            // Whether the sink ahead has it, as far as it is told of the owner.
+            let has = |k: usize, binding: Binding, owner: &Owner| {
+                let told = self.sinks.get(k).is_some_and(|ahead| ahead.is_told_of(owner));
+                !told || self.ledgers.get(k).is_some_and(|ledger| ledger.holds(binding))
             };
-            match claimants.iter().find(|c| sink.is_told_of(&c.owner)) {
-                Some(c) if possible => ledger.want(exposed, published, &c.owner, c.container_port),
-                Some(_) | None => ledger.unwant(exposed, published),
+            let is_ready = |owner: &Owner| match sink.role {
+                Role::Relay => !everywhere,
+                Role::Listener => true,
+                Role::Peer => {
+                    (everywhere || self.relay.is_none_or(|relay| has(relay, published, owner)))
+                        && sink.after.is_none_or(|ahead| has(ahead.0, exposed, owner))
+                }
+            };
+            let told = allowed.clone().filter(|c| sink.is_told_of(&c.owner));
+            let claimant = told.min_by_key(|c| c.owner.source == Source::Sockets);
+            let asks = claimant.filter(|c| sink.objection(published).is_none() && is_ready(&c.owner));
+            let Some(ledger) = self.ledgers.get_mut(i) else { continue };
+            match asks {
+                Some(c) => ledger.want(exposed, published, &c.owner, c.container_port),
+                None => ledger.unwant(exposed, published),
             }
         }
     }

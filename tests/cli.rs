@@ -22,7 +22,6 @@ fn refused(args: &[&str], expect: &str) {
 fn s28_nothing_to_do_is_exit_code_2_with_a_reason() {
     refused(&["-iptables=false"], "at least one source");
     refused(&["-docker=false", "-containerd=false", "-kubernetes=false", "-iptables=false"], "at least one source");
-    refused(&["-docker"], "nobody to tell");
 }
 
 #[cfg(not(feature = "kubernetes"))]

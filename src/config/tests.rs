@@ -1,6 +1,8 @@
 //! Command lines and what they mean, or why they are refused.
 
 use super::*;
+use crate::event::Source;
+use crate::sink::vtunnel::Address;
 
 fn check(line: &str) -> Result<Wish, ConfigError> {
     read(line.split_whitespace().map(OsString::from), |_| None)
@@ -36,7 +38,20 @@ fn sinks_replace_what_the_mode_chooses() {
     .sinks;
     let shown: Vec<String> = sinks.iter().map(|(sink, _)| sink.to_string()).collect();
     assert_eq!(shown, ["stdout:", "unix:///run/x", "vsock://2:17381", "listener:"]);
-    for bad in ["stdout", "http://x:1", "unix://rel", "tcp://x", "tcp://x:0", "tcp://:1", "vsock://x", "vsock://2:x"] {
+    for bad in [
+        "stdout",
+        "http://:1",
+        "http://x/y",
+        "http+unix://rel",
+        "https://x",
+        "wsl-proxy://rel",
+        "unix://rel",
+        "tcp://x",
+        "tcp://x:0",
+        "tcp://:1",
+        "vsock://x",
+        "vsock://2:x",
+    ] {
         let error = check(&format!("-docker --sink {bad}")).unwrap_err().to_string();
         assert!(error.contains("sink") && error.contains(bad), "{error}");
     }
@@ -48,8 +63,6 @@ fn s28_refuses_what_cannot_work() {
     for (line, expect) in [
         ("-iptables=false", "at least one source"),
         ("-docker=false -iptables=false", "at least one source"),
-        ("-docker", "nobody to tell"),
-        ("-containerd", "nobody to tell"),
         ("-containerd -sink stdout: -containerdSock run/x", "containerdSock"),
         ("-containerd -sink stdout: --ctr ctr", "an absolute path"),
         // Also where they are not used, as a typing error would show only later.
@@ -66,11 +79,60 @@ fn s28_refuses_what_cannot_work() {
         ("-docker -sink stdout: -connect-interface a/b", "interface"),
         ("-docker -sink stdout: -relay-peer 10.0.0.0/99", "ADDRESS[/PREFIX]"),
         ("-docker -sink stdout: -log-format xml", "text or json"),
+        ("-docker -tap-interface-ip ::1", "IPv4 address"),
+        ("-docker -tap-interface-ip 0.0.0.0", "IPv4 address"),
+        ("-docker -socket-interval 1ms", "10ms"),
+        ("-docker -api-token-file t", "an absolute path"),
+        ("-docker -state-file=", "an absolute path"),
+        ("-docker -deny tcp/0", "PROTO/PORT[-PORT][@SOURCE]"),
+        ("-docker -allow tcp/1@nobody", "PROTO/PORT[-PORT][@SOURCE]"),
+        ("-docker -sink http://a -sink http+unix:///b", "only one host-switch"),
         ("-docke", "did you mean --docker"),
     ] {
         let error = check(line).unwrap_err().to_string();
         assert!(error.contains(expect), "{line}: {error}");
     }
+}
+
+#[test]
+fn an_engine_alone_is_todays_rancher_desktop() {
+    let shown = |line: &str| {
+        let config = config(line);
+        let sinks: Vec<String> = config.sinks.iter().map(|(sink, _)| sink.to_string()).collect();
+        (sinks.join(" "), config.socket_interval.is_some())
+    };
+    let both = "http://192.168.127.1:80 wsl-proxy:///run/wsl-proxy.sock".to_owned();
+    assert_eq!(shown("-docker"), (both.clone(), true));
+    assert_eq!(shown("-containerd -sockets=false"), (both, false));
+    assert_eq!(shown("-docker -sink http://gateway.internal/"), ("http://gateway.internal:80".into(), true));
+    assert_eq!(shown("-docker -sink http://10.0.2.2:7777"), ("http://10.0.2.2:7777".into(), true));
+    assert_eq!(shown("-docker -sink http+unix:///run/x"), ("http+unix:///run/x".into(), true));
+    assert_eq!(shown("-docker -sink wsl-proxy:"), ("wsl-proxy:///run/wsl-proxy.sock".into(), false));
+    assert_eq!(shown("-sockets -iptables=false -sink stdout:"), ("stdout:".into(), true));
+    let SinkConfig::HostSwitch(given) =
+        config("-docker -tap-interface-ip 10.0.0.2 -api-token-file /t").sinks.remove(0).0
+    else {
+        panic!("no host-switch");
+    };
+    assert_eq!((given.tap_ip, given.token_file), (Ipv4Addr::new(10, 0, 0, 2), Some("/t".into())));
+    assert_eq!(given.state_file, PathBuf::from("/run/rancher-desktop-guestagent/state.json"));
+}
+
+#[test]
+fn rules_keep_their_order() {
+    let rules = |line: &str| {
+        let rules = config(line).policy.rules;
+        let shown: Vec<String> = rules.iter().filter(|r| !r.built_in).map(ToString::to_string).collect();
+        shown.join(" ")
+    };
+    let line = "-docker --allow tcp/80 --deny tcp/1-1023 -allow=udp/*@docker --sink stdout: --deny *";
+    assert_eq!(rules(line), "--allow tcp/80 --deny tcp/1-1023 --allow udp/*@docker --deny *");
+    let api_server = |line: &str| config(line).policy.rules.iter().any(|r| r.to_string() == "--deny tcp/7@sockets");
+    if cfg!(feature = "kubernetes") {
+        assert!(api_server("-docker -kubernetes -k8sAPIPort 7"), "host-switch forwards it by itself");
+        assert!(!api_server("-docker -kubernetes -k8sAPIPort 7 -sink http://x"));
+    }
+    assert!(!api_server("-docker -k8sAPIPort 7"));
 }
 
 #[cfg(feature = "kubernetes")]

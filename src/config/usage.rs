@@ -80,7 +80,19 @@ pub static USAGE: Usage = Usage {
                     name: "k8sAPIPort",
                     takes: Takes::Value("PORT"),
                     default: "6443",
-                    help: "the Kubernetes API server's port, for wsl-proxy (which is not in this version)",
+                    help: "with -kubernetes: the API server's port, which wsl-proxy is told of",
+                },
+                Flag {
+                    name: "sockets",
+                    takes: Takes::Bool,
+                    default: "true",
+                    help: "watch sockets that listen in this VM: host-network containers, plain programs. If not given: only with host-switch",
+                },
+                Flag {
+                    name: "socket-interval",
+                    takes: Takes::Value("DURATION"),
+                    default: "200ms",
+                    help: "how often to look at sockets; what listens is published when it was seen twice",
                 },
                 Flag {
                     name: "engine-grace",
@@ -109,7 +121,7 @@ pub static USAGE: Usage = Usage {
                     name: "sink",
                     takes: Takes::Values("URL"),
                     default: "",
-                    help: "tell this peer, in place of what the flags above choose:\nstdout: (one JSON document a change), listener: (listeners in this VM, which WSL forwards), unix://PATH, tcp://HOST:PORT, vsock://CID[:PORT] (the host is CID 2, port 17381)",
+                    help: "tell this peer, in place of what the flags above choose:\nstdout: (one JSON document a change), listener: (listeners in this VM, which WSL forwards), unix://PATH, tcp://HOST:PORT, vsock://CID[:PORT] (the host is CID 2, port 17381), http://HOST[:PORT] or http+unix://PATH (host-switch and other gvisor-tap-vsock hosts), wsl-proxy:[//PATH]",
                 },
                 Flag {
                     name: "connect-interface",
@@ -127,18 +139,39 @@ pub static USAGE: Usage = Usage {
                     name: "tap-interface-ip",
                     takes: Takes::Value("IP"),
                     default: "192.168.127.2",
-                    help: "this VM's address on host-switch's network (not in this version)",
+                    help: "this VM's address on host-switch's network",
+                },
+                Flag {
+                    name: "api-token-file",
+                    takes: Takes::Value("PATH"),
+                    default: "",
+                    help: "a file with the bearer token that host-switch's API wants; nobody but its owner may read it",
+                },
+                Flag {
+                    name: "state-file",
+                    takes: Takes::Value("PATH"),
+                    default: "/run/rancher-desktop-guestagent/state.json",
+                    help: "where it is kept what was announced to host-switch, for the next start",
                 },
             ],
         },
         Section {
             title: "Exposure",
-            flags: &[Flag {
-                name: "adminInstall",
-                takes: Takes::Bool,
-                default: "false",
-                help: "the host side has admin rights, and may bind every address; without it all ports are bound on the host's loopback",
-            }],
+            flags: &[
+                Flag {
+                    name: "adminInstall",
+                    takes: Takes::Bool,
+                    default: "false",
+                    help: "the host side has admin rights, and may bind every address; without it all ports are bound on the host's loopback",
+                },
+                Flag {
+                    name: "allow",
+                    takes: Takes::Values("RULE"),
+                    default: "",
+                    help: "publish what matches: PROTO/PORT[-PORT][@SOURCE], with * for anything, such as tcp/8000-8999, udp/*@docker, *. Of all --allow and --deny the first that matches decides",
+                },
+                Flag { name: "deny", takes: Takes::Values("RULE"), default: "", help: "do not publish what matches" },
+            ],
         },
         Section {
             title: "General",
@@ -170,6 +203,8 @@ Examples:
                                                            the Services of that cluster
   rancher-desktop-guestagent -iptables                     listeners for what NAT rules publish,
                                                            which WSL forwards
+  rancher-desktop-guestagent -docker                       as today's Rancher Desktop starts it:
+                                                           host-switch and wsl-proxy
   rancher-desktop-guestagent -docker --sink vsock://2      in a QEMU or Firecracker guest whose host
                                                            runs rancher-desktop-hostagent
 

@@ -26,7 +26,6 @@ use std::time::Instant;
 use crate::event::{Command, Document, ForwardState, Operation, Owner, Report, SinkId, Ticket};
 use crate::ordered::{Map, Set};
 use crate::port::{Binding, Bindings};
-use crate::wire::port_mapping::DOCUMENT_BINDINGS_MAX;
 use state::{Ask, Flight, Forward, Held, Lane, Peer, Timer};
 
 /// Documents that may be with a sink at once. Its queue is this long, so it can never overflow.
@@ -36,6 +35,8 @@ pub const IN_FLIGHT_MAX: usize = 32;
 #[derive(Debug)]
 pub struct Ledger {
     id: SinkId,
+    /// Bindings in one document at most.
+    bindings_max: usize,
     forwards: Map<Binding, Forward>,
     lanes: Map<Owner, Lane>,
     /// Lanes with something ready, first come, first served.
@@ -54,9 +55,10 @@ pub struct Ledger {
 
 impl Ledger {
     /// The ledger of a sink that holds nothing.
-    pub fn new(id: SinkId) -> Ledger {
+    pub fn new(id: SinkId, bindings_max: usize) -> Ledger {
         Ledger {
             id,
+            bindings_max,
             forwards: Map::new(),
             lanes: Map::new(),
             queue: VecDeque::new(),
@@ -102,6 +104,44 @@ impl Ledger {
             }
             self.refresh(exposed);
         }
+    }
+
+    /// The peer has these from an earlier run. Those that nobody asks for until then, or until [`Ledger::end_found`], go.
+    pub fn found(&mut self, bindings: &Set<Binding>, owner: &Owner, until: Instant) {
+        for binding in bindings.iter() {
+            match self.forwards.get_mut(binding) {
+                // What is on its way tells.
+                Some(forward) if forward.flying.is_some() => {}
+                Some(forward) => forward.held = Held::Yes,
+                None => {
+                    let (owner, container_port) = (owner.clone(), binding.host_port);
+                    let wait = Some((Operation::Withdraw, until));
+                    let held = Held::Yes;
+                    let (asks, flying, failures, told) = (Vec::new(), None, 0, None);
+                    let forward = Forward { asks, owner, container_port, held, flying, wait, failures, told };
+                    self.forwards.insert(*binding, forward);
+                    self.timers.insert((until, Timer::Forward(*binding)));
+                }
+            }
+            self.refresh(*binding);
+        }
+    }
+
+    /// Whoever could ask for what was found has spoken.
+    pub fn end_found(&mut self) {
+        let found = |f: &Forward| f.asks.is_empty() && f.told.is_none() && f.flying.is_none();
+        let left: Vec<Binding> = self.forwards.iter().filter(|(_, f)| found(f)).map(|(b, _)| *b).collect();
+        for binding in left {
+            if let Some((_, until)) = self.forwards.get_mut(&binding).and_then(|forward| forward.wait.take()) {
+                self.timers.remove(&(until, Timer::Forward(binding)));
+            }
+            self.refresh(binding);
+        }
+    }
+
+    /// The published bindings that ask for a forward.
+    pub fn asked_by(&self, exposed: Binding) -> impl Iterator<Item = Binding> {
+        self.forwards.get(&exposed).into_iter().flat_map(|forward| forward.asks.iter().map(|ask| ask.published))
     }
 
     /// Whether the peer has the forward, or may have it, and is not just being told to give it up.
@@ -192,7 +232,7 @@ impl Ledger {
                 .filter_map(|b| self.forwards.get(b).map(|f| (*b, f)))
                 .filter(|(_, f)| f.operation(self.stopping) == Some(*operation))
                 .map(|(b, f)| (b, f.container_port))
-                .take(DOCUMENT_BINDINGS_MAX)
+                .take(self.bindings_max)
                 .collect();
             if !bindings.is_empty() {
                 document = Some((*operation, bindings));
@@ -262,6 +302,9 @@ impl Ledger {
                         tell(self.id, forward, binding, ForwardState::Withdrawn, &mut self.reports);
                     }
                     self.forwards.remove(&binding);
+                } else if !forward.asks.is_empty() && forward.told.is_none() {
+                    // Found there, and wanted.
+                    tell(self.id, forward, binding, ForwardState::Forwarding, &mut self.reports);
                 }
                 self.unready(&owner, binding);
             }

@@ -2,10 +2,12 @@
 //! that a slow or dead peer never delays another. A sink keeps no port state: what it answers is the reconciler's.
 
 pub mod handshake;
+pub mod host_switch;
 pub mod listener;
 pub mod relay;
 pub mod stdout;
 pub mod vtunnel;
+pub mod wsl_proxy;
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,6 +21,8 @@ use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 
 use crate::event::{Answer, Document, Event, Failure, FailureKind, SinkId};
+use crate::ordered::Set;
+use crate::port::Binding;
 use crate::queue::{self, Sender};
 use crate::reconciler::ledger::IN_FLIGHT_MAX;
 use crate::supervisor::spawn;
@@ -39,10 +43,19 @@ pub trait Sink: Send {
     /// The agent ends: what is left is to be carried out as fast as can be. Called before each document from then on.
     fn hurry(&mut self) {}
 
-    /// Asked after each document and beat: why what the peer holds is not known any more, if that is so.
-    fn take_reset(&mut self) -> Option<String> {
+    /// Asked after each document and beat: what has become known of the peer meanwhile.
+    fn take_news(&mut self) -> Option<News> {
         None
     }
+}
+
+/// What a sink learns of its peer beside the answers to documents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    /// What the peer holds is not known any more, for this reason.
+    Reset(String),
+    /// What it holds from an earlier run of the agent, as bound on the host.
+    Found(Set<Binding>),
 }
 
 /// A sink's thread, and the way to it. Dropping it lets the thread end after what is queued.
@@ -77,9 +90,11 @@ impl Running {
                     }
                     Err(RecvTimeoutError::Disconnected) => false,
                 };
-                if let Some(reason) = sink.take_reset() {
-                    listening &= events.send(Event::SinkReset { sink: id, reason }).is_ok();
-                }
+                let news = sink.take_news().map(|news| match news {
+                    News::Reset(reason) => Event::SinkReset { sink: id, reason },
+                    News::Found(bindings) => Event::Found { sink: id, bindings },
+                });
+                listening &= news.is_none_or(|event| events.send(event).is_ok());
             }
         };
         let thread = spawn(name, Box::new(run))?;

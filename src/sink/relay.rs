@@ -1,7 +1,7 @@
-//! The relay sink: the agent's own pipes, from the connect interface to what is published on one address only.
+//! The relay sink: the agent's own pipes, from where the host connects to what is published on one address only.
 //!
-//! The host connects to the guest's address on the connect interface, where a port published on 127.0.0.1 does not
-//! answer. The relay does, for the default gateway (the host) alone unless told otherwise. It writes no NAT rule, so
+//! The host connects to the guest's address on the connect interface, or on host-switch's network, where a port published
+//! on 127.0.0.1 does not answer. The relay does, for the default gateway (the host) alone unless told otherwise. It writes no NAT rule, so
 //! a dead agent leaves nothing behind.
 
 use std::io;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::{Sink, cannot_listen};
 use crate::cidr::Cidr;
 use crate::event::{Answer, Document, Failure, FailureKind, Operation};
-use crate::net;
+use crate::net::{self, Outward};
 use crate::ordered::Map;
 use crate::port::{Binding, Protocol};
 use crate::relay::{Admit, Limits, Relay};
@@ -31,16 +31,16 @@ fn door(binding: Binding, ip: IpAddr) -> Door {
 /// Carries bindings over a [`Relay`].
 pub struct RelaySink {
     relay: Relay,
-    interface: String,
+    outward: Vec<Outward>,
     /// What is listened on, and the binding it leads to.
     listening: Map<Door, Binding>,
 }
 
 impl RelaySink {
-    /// Starts the relay. `peers` may use it; none: the default gateways of the interface.
-    pub fn start(interface: String, peers: Vec<Cidr>, limits: Limits) -> io::Result<RelaySink> {
-        let relay = Relay::start("relay", limits, admit(interface.clone(), peers))?;
-        Ok(RelaySink { relay, interface, listening: Map::new() })
+    /// Starts the relay. `peers` may use it; none: the default gateways reached through `outward`.
+    pub fn start(outward: Vec<Outward>, peers: Vec<Cidr>, limits: Limits) -> io::Result<RelaySink> {
+        let relay = Relay::start("relay", limits, admit(outward.clone(), peers))?;
+        Ok(RelaySink { relay, outward, listening: Map::new() })
     }
 
     /// After an error the caller closes the binding: some of it may be open.
@@ -53,7 +53,8 @@ impl RelaySink {
         };
         if wanted.is_empty() && !addrs.contains(&target.ip()) {
             let family = if target.is_ipv4() { "IPv4" } else { "IPv6" };
-            return Err(failed(format!("{} has no {family} address to relay from", self.interface)));
+            let outward: Vec<String> = self.outward.iter().map(Outward::to_string).collect();
+            return Err(failed(format!("{} has no {family} address to relay from", outward.join(", "))));
         }
         self.close_all_but(binding, &wanted);
         for ip in wanted {
@@ -93,8 +94,8 @@ impl Sink for RelaySink {
         let mut refused = Vec::new();
         match document.operation {
             Operation::Announce => {
-                let addrs: Vec<IpAddr> = match net::interface_addrs(&self.interface) {
-                    Ok(addrs) => addrs.iter().map(|a| a.ip).filter(|ip| !net::needs_interface(*ip)).collect(),
+                let addrs = match net::outward_addrs(&self.outward) {
+                    Ok(addrs) => addrs,
                     Err(error) => {
                         let failure = failed(error.to_string());
                         return Answer::Done {
@@ -119,7 +120,7 @@ fn failed(reason: String) -> Failure {
     Failure { kind: FailureKind::Failed, reason }
 }
 
-fn admit(interface: String, peers: Vec<Cidr>) -> Admit {
+fn admit(outward: Vec<Outward>, peers: Vec<Cidr>) -> Admit {
     if !peers.is_empty() {
         return Arc::new(move |ip| peers.iter().any(|peer| peer.contains(ip)));
     }
@@ -127,7 +128,7 @@ fn admit(interface: String, peers: Vec<Cidr>) -> Admit {
     Arc::new(move |ip| {
         let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.0.is_none_or(|read| read.elapsed() > GATEWAYS_AGE_MAX) {
-            *known = (Some(Instant::now()), net::default_gateways(&interface));
+            *known = (Some(Instant::now()), outward.iter().flat_map(Outward::gateways).collect());
         }
         known.1.contains(&ip)
     })
@@ -146,7 +147,8 @@ mod tests {
     };
 
     fn relay() -> RelaySink {
-        RelaySink::start("lo".into(), vec![Cidr::parse("127.0.0.0/8").unwrap()], LIMITS).unwrap()
+        RelaySink::start(vec![Outward::Interface("lo".into())], vec![Cidr::parse("127.0.0.0/8").unwrap()], LIMITS)
+            .unwrap()
     }
 
     fn ip(last: u8) -> IpAddr {

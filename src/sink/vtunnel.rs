@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use vsock::VsockStream;
 
-use super::Sink;
+use super::{News, Sink};
 use crate::event::{Answer, Document, Operation};
 use crate::net;
 use crate::port::Bindings;
@@ -171,8 +171,8 @@ impl Sink for Vtunnel {
         self.patience = CLOSE_TIMEOUT_STOPPING;
     }
 
-    fn take_reset(&mut self) -> Option<String> {
-        std::mem::take(&mut self.restarted).then(|| "the host end has restarted".to_owned())
+    fn take_news(&mut self) -> Option<News> {
+        std::mem::take(&mut self.restarted).then(|| News::Reset("the host end has restarted".to_owned()))
     }
 }
 
@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn tells_a_restarted_host_end_from_one_that_stayed() {
         let mut sink = Vtunnel::new(Address::Unix("/nowhere".into()), "lo".into());
-        let mut meet = |answer: &[u8]| (sink.meet(answer), sink.take_reset().is_some());
+        let mut meet = |answer: &[u8]| (sink.meet(answer), sink.take_news().is_some());
         let (a, b) = (session::encode("a"), session::encode("b"));
         assert_eq!(meet(b""), (true, false), "the Privileged Service never answers");
         assert_eq!(meet(&a), (true, false));

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use ureq::http::Response;
 use ureq::{Agent, Body};
 
-use super::http::{self, ANSWER_TIMEOUT, Resumable};
 use super::lines::{LINE_BYTES_MAX, Lines, Next};
 use crate::event::{Event, Owner, Source};
+use crate::http::{self, ANSWER_TIMEOUT, Resumable};
 use crate::ordered::Set;
 use crate::parse::ParseError;
 use crate::parse::docker::{self, ApiVersion, DockerEvent};

@@ -1,39 +1,39 @@
-//! Watches the addresses of the connect interface, and resets the sinks that depend on them when they change.
+//! Watches the addresses that the host connects to, and resets the sinks that depend on them when they change.
 //!
 //! Blocks on a NETLINK_ROUTE socket, so it costs nothing while nothing changes. Source of the protocol: rtnetlink(7);
 //! the messages themselves are not read, they only say that it is time to look.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket};
 
 use crate::event::{Event, SinkId};
-use crate::net;
+use crate::net::{self, Outward};
 use crate::supervisor::{Context, Supervised, spawn};
-use crate::wire::port_mapping::ConnectAddr;
 
 /// RTMGRP_LINK, RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR.
 const GROUPS: u32 = 0x1 | 0x10 | 0x100;
 
 /// Starts the watch, in a thread of its own.
-pub fn watch(interface: String, sinks: Vec<SinkId>, context: Context) -> io::Result<Supervised> {
+pub fn watch(outward: Vec<Outward>, sinks: Vec<SinkId>, context: Context) -> io::Result<Supervised> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
     bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
     let stop = context.stop.clone();
     let run = move || {
-        let mut last = addresses(&interface);
+        let mut last = addresses(&outward);
         while context.stop.readable(std::os::fd::AsFd::as_fd(&socket)) {
             if let Err(errno) = drain(&socket) {
-                log::error!("cannot watch interface={interface} error={errno}; its changes go unseen");
+                log::error!("cannot watch addresses error={errno}; their changes go unseen");
                 return;
             }
-            let now = addresses(&interface);
+            let now = addresses(&outward);
             if now != last {
                 last = now;
-                let reason = format!("the addresses of {interface} changed");
+                let reason = "the addresses that the host connects to have changed".to_owned();
                 for sink in &sinks {
                     context.send(Event::SinkReset { sink: *sink, reason: reason.clone() });
                 }
@@ -45,8 +45,8 @@ pub fn watch(interface: String, sinks: Vec<SinkId>, context: Context) -> io::Res
 }
 
 /// No address and no interface are the same: there is nothing to tell a peer.
-fn addresses(interface: &str) -> Vec<ConnectAddr> {
-    net::interface_addrs(interface).unwrap_or_default()
+fn addresses(outward: &[Outward]) -> Vec<IpAddr> {
+    net::outward_addrs(outward).unwrap_or_default()
 }
 
 fn drain(socket: &OwnedFd) -> Result<(), Errno> {

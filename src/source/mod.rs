@@ -5,9 +5,9 @@
 pub mod child;
 pub mod containerd;
 pub mod docker;
-mod http;
 pub mod interface;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 mod lines;
 pub mod nat;
+pub mod sockets;

@@ -23,7 +23,12 @@ struct Agent {
 
 impl Agent {
     fn new(sinks: &[SinkSettings]) -> Agent {
-        let settings = Settings { policy: Policy { admin: true }, grace: GRACE, sinks: sinks.to_vec() };
+        let settings = Settings {
+            policy: Policy { admin: true, ..Policy::default() },
+            grace: GRACE,
+            sinks: sinks.to_vec(),
+            sources: vec![],
+        };
         Agent {
             reconciler: Reconciler::new(settings),
             now: Instant::now(),
@@ -101,7 +106,7 @@ fn one_forward_stays_while_either_source_claims_it() {
 #[test]
 fn a_sink_is_told_of_its_own_sources_only() {
     let feeds: &[Source] = &[Source::Containerd];
-    let sinks = [SinkSettings::of_all(Role::Peer), SinkSettings { role: Role::Listener, feeds }];
+    let sinks = [SinkSettings::of_all(Role::Peer), SinkSettings { feeds, ..SinkSettings::of_all(Role::Listener) }];
     let mut agent = Agent::new(&sinks);
     agent.claim(Source::Docker, "a", "0.0.0.0:80/tcp 0.0.0.0:82/tcp");
     agent.claim(Source::Containerd, "b", "0.0.0.0:81/tcp 0.0.0.0:82/tcp");

@@ -46,9 +46,10 @@ pub struct World {
 impl World {
     pub fn new(admin: bool, roles: &[Role]) -> World {
         let settings = Settings {
-            policy: Policy { admin },
+            policy: Policy { admin, ..Policy::default() },
             grace: GRACE,
             sinks: roles.iter().copied().map(SinkSettings::of_all).collect(),
+            sources: vec![],
         };
         World {
             now: Instant::now(),
@@ -200,7 +201,8 @@ impl World {
             Event::SourceLost { .. } => drop(self.lost.get_or_insert(self.now + GRACE)),
             Event::SourceTroubled { .. } => self.lost = None,
             Event::Shutdown => self.stopping = true,
-            Event::Tick
+            Event::Found { .. }
+            | Event::Tick
             | Event::Answered { .. }
             | Event::SinkReset { .. }
             | Event::Stale { .. }
@@ -218,11 +220,12 @@ impl World {
             self.published.clear();
         }
         self.asked = Default::default();
+        let all: BTreeSet<Binding> = self.published.values().flat_map(|bindings| bindings.keys().copied()).collect();
         for (key, bindings) in &self.published {
             for published in bindings.keys() {
                 let exposed = exposed(self.admin, *published);
                 self.asked[0].entry(exposed).or_default().push((*published, key.clone()));
-                if !published.host_ip.is_unspecified() {
+                if !answers_everywhere(&all, *published) {
                     self.asked[1].entry(*published).or_default().push((*published, key.clone()));
                 }
                 let noticed = published.host_ip.is_unspecified() || published.host_ip.is_loopback();
@@ -240,7 +243,7 @@ impl World {
         let asked = self.asked[asked_at(self.sinks[sink].role)].get(&binding).into_iter().flatten();
         asked.filter(move |(published, _)| {
             !at_peer
-                || published.host_ip.is_unspecified()
+                || !self.asked[1].contains_key(published)
                 || relay.is_none_or(|relay| relay.carries.contains(published))
         })
     }
@@ -291,7 +294,9 @@ impl World {
         let at_peer = self.sinks[sink].role == Role::Peer;
         let relay = self.sinks.iter().find(|sim| sim.role == Role::Relay);
         let possible = |published: &Binding| {
-            !at_peer || published.host_ip.is_unspecified() || relay.is_none_or(|relay| !relay.busy.contains(published))
+            !at_peer
+                || !self.asked[1].contains_key(published)
+                || relay.is_none_or(|relay| !relay.busy.contains(published))
         };
         let asked = self.asked[asked_at(self.sinks[sink].role)].iter();
         asked.filter(|(_, by)| by.iter().any(|(published, _)| possible(published))).map(|(b, _)| *b).collect()
@@ -324,6 +329,13 @@ impl World {
         }
         assert_eq!(self.documents, before, "a claim that changes nothing was announced");
     }
+}
+
+/// Whether a peer can reach it at every address of the guest: it is published so, or something else on its port is.
+fn answers_everywhere(all: &BTreeSet<Binding>, published: Binding) -> bool {
+    let every: IpAddr =
+        if published.host_ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    all.contains(&Binding { host_ip: every, ..published })
 }
 
 /// The design's exposure table.

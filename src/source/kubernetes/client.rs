@@ -19,9 +19,9 @@ use ureq::{Agent, Body, BodyReader};
 
 use super::error::KubernetesError;
 use crate::config::KubernetesConfig;
+use crate::http::{self, ANSWER_TIMEOUT, Resumable};
 use crate::parse::kube::{self, ServiceList};
 use crate::parse::kubeconfig::{self, Blob, FILE_BYTES_MAX, Kubeconfig, KubeconfigError, Place};
-use crate::source::http::{self, ANSWER_TIMEOUT, Resumable};
 use crate::source::lines::Lines;
 
 /// The largest list that is read, in bytes. A Service makes about 1 KB; none of it is kept but its ports.

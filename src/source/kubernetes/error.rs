@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use rustls::{AlertDescription, CertificateError};
 
+use crate::http::tls;
 use crate::parse::ParseError;
 use crate::parse::kube::Status;
 use crate::parse::kubeconfig::KubeconfigError;
-use crate::source::http::tls;
 
 /// Why a session ended.
 #[derive(Debug)]

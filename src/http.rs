@@ -1,4 +1,4 @@
-//! HTTP/1.1 for sources: ureq over streams of our own, with one set of time-outs.
+//! HTTP/1.1 for sources and sinks: ureq over streams of our own, with one set of time-outs.
 //!
 //! This folder is the only place that touches ureq's `unversioned` API, which may change in any release: Cargo.toml pins
 //! the exact version. It never follows a redirect and never uses an HTTP proxy.
