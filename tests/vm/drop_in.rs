@@ -75,7 +75,7 @@ fn set_up(guest: &mut Machine) {
         guest.ok(step, SOON);
     }
     let run = "/opt/host-switch/ld-linux-*.so.* --library-path /opt/host-switch /opt/host-switch/stand-in";
-    guest.ok(&format!("ip netns exec host {run} 192.168.127.1:80 >{SWITCH_LOG} 2>&1 &"), SOON);
+    guest.ok(&format!("ip netns exec host {run} >{SWITCH_LOG} 2>&1 &"), SOON);
     guest.ok("until wget -qO- http://192.168.127.1/services/forwarder/all; do sleep 0.1; done", SOON);
 }
 
