@@ -12,6 +12,7 @@ pub mod netlink;
 pub mod nftables;
 pub mod published;
 pub mod route;
+pub mod sockets;
 
 use std::fmt;
 
