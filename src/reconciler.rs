@@ -108,12 +108,15 @@ impl Reconciler {
             Event::Skipped { source, reason } => self.skip(source, reason, &mut out),
             Event::Answered { sink, ticket, answer } => self.answer(sink, ticket, answer, now, &mut out),
             Event::Found { sink, bindings } => {
-                if let Some(ledger) = self.ledgers.get_mut(sink.0) {
-                    let owner = Owner { source: Source::Agent, key: EARLIER_RUN.into() };
-                    let until = if self.awaited.is_empty() { now } else { now + self.grace };
-                    ledger.found(&bindings, &owner, until);
-                    self.spread_what_follows(sink, &bindings);
+                let owner = Owner { source: Source::Agent, key: EARLIER_RUN.into() };
+                let until = if self.awaited.is_empty() { now } else { now + self.grace };
+                for (i, (ledger, settings)) in self.ledgers.iter_mut().zip(&self.sinks).enumerate() {
+                    // Who follows that sink was told of it by the earlier run, and cannot say so itself.
+                    if i == sink.0 || settings.after == Some(sink) {
+                        ledger.found(&bindings, i == sink.0, &owner, until);
+                    }
                 }
+                self.spread_what_follows(sink, &bindings);
             }
             Event::SinkReset { sink, reason } => {
                 if let Some(ledger) = self.ledgers.get_mut(sink.0) {

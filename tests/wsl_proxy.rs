@@ -238,11 +238,15 @@ struct Switched {
 impl Switched {
     fn start(more: &[&str]) -> Switched {
         let (switch, proxy, engine, dir) = (HostSwitch::start(), WslProxy::new(), EngineStub::new(), TempDir::new());
-        let (url, state) = (switch.url(), dir.join("state").display().to_string());
-        let switched = ["--sink", &url, "-tap-interface-ip", "127.0.0.77", "-sockets=false", "--state-file", &state];
-        let agent = agent(&engine, &proxy, &[&switched[..], more].concat());
+        let agent = Switched::agent(&engine, &switch, &proxy, &dir, more);
         engine.wait_subscriptions(1);
         Switched { switch, proxy, engine, agent, _dir: dir }
+    }
+
+    fn agent(engine: &EngineStub, switch: &HostSwitch, proxy: &WslProxy, dir: &TempDir, more: &[&str]) -> Agent {
+        let (url, state) = (switch.url(), dir.join("state").display().to_string());
+        let switched = ["--sink", &url, "-tap-interface-ip", "127.0.0.77", "-sockets=false", "--state-file", &state];
+        agent(engine, proxy, &[&switched[..], more].concat())
     }
 }
 
@@ -281,6 +285,23 @@ fn s13_wsl_proxy_is_not_told_of_a_conflict_until_it_is_resolved() {
     proxy.wait_documents(&[&announced(("81/tcp", "127.0.0.1", "8081"))]);
     switch.busy("127.0.0.1:8080", None);
     proxy.wait_open(&["tcp 127.0.0.1:8080", "tcp 127.0.0.1:8081"]);
+}
+
+/// wsl-proxy cannot be asked what it holds; what an earlier run left at host-switch, that run has told it of.
+#[test]
+fn s24_what_a_killed_agent_left_goes_from_wsl_proxy_too() {
+    let Switched { switch, proxy, engine, agent, _dir } = Switched::start(&[]);
+    engine.start(&id(1), ports(&[("80/tcp", "0.0.0.0", "8080")]));
+    engine.start(&id(2), ports(&[("80/tcp", "0.0.0.0", "8081")]));
+    proxy.wait_open(&["tcp 127.0.0.1:8080", "tcp 127.0.0.1:8081"]);
+    agent.process.signal(nix::sys::signal::Signal::SIGKILL);
+    drop(agent);
+    engine.forget(&id(2));
+    let again = Switched::agent(&engine, &switch, &proxy, &_dir, &[]);
+    proxy.wait_open(&["tcp 127.0.0.1:8080"]);
+    switch.wait_forwards(&["tcp 127.0.0.1:8080 127.0.0.77:8080"]);
+    assert_eq!(again.stop(), Some(0));
+    proxy.wait_open(&[]);
 }
 
 /// A restart of wsl-proxy changes nothing at host-switch.

@@ -106,17 +106,19 @@ impl Ledger {
         }
     }
 
-    /// The peer has these from an earlier run. Those that nobody asks for until then, or until [`Ledger::end_found`], go.
-    pub fn found(&mut self, bindings: &Set<Binding>, owner: &Owner, until: Instant) {
+    /// The peer has these from an earlier run, or may have them. Those that nobody asks for until then, or until
+    /// [`Ledger::end_found`], go.
+    pub fn found(&mut self, bindings: &Set<Binding>, surely: bool, owner: &Owner, until: Instant) {
         for binding in bindings.iter() {
             match self.forwards.get_mut(binding) {
                 // What is on its way tells.
                 Some(forward) if forward.flying.is_some() => {}
-                Some(forward) => forward.held = Held::Yes,
+                Some(forward) if surely => forward.held = Held::Yes,
+                Some(_) => {}
                 None => {
                     let (owner, container_port) = (owner.clone(), binding.host_port);
                     let wait = Some((Operation::Withdraw, until));
-                    let held = Held::Yes;
+                    let held = if surely { Held::Yes } else { Held::Maybe };
                     let (asks, flying, failures, told) = (Vec::new(), None, 0, None);
                     let forward = Forward { asks, owner, container_port, held, flying, wait, failures, told };
                     self.forwards.insert(*binding, forward);
