@@ -82,7 +82,13 @@ fn a_bad_state_file_is_one_warning_and_counts_as_empty() {
 #[test]
 #[ignore = "needs root, to give a file away"]
 fn a_foreign_state_file_counts_as_empty() {
-    spoilt("belongs to user 12345", |_, path| std::os::unix::fs::chown(path, Some(12345), None).unwrap());
+    spoilt("belongs to user 12345", |_, path| {
+        fs::set_permissions(path, Permissions::from_mode(0o644)).unwrap();
+        std::os::unix::fs::chown(path, Some(12345), None).unwrap();
+    });
+    spoilt("has to belong to the agent's user", |_, path| {
+        std::os::unix::fs::chown(path, Some(12345), None).unwrap();
+    });
 }
 
 fn spoilt(why: &str, spoil: Spoil) {
