@@ -44,6 +44,8 @@ mod relay;
 mod report;
 #[path = "claims/size.rs"]
 mod size;
+#[path = "claims/sockets.rs"]
+mod sockets;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
@@ -60,6 +62,7 @@ const GROUPS: &[(&str, Measure)] = &[
     ("docker", docker::measure),
     ("containerd", containerd::measure),
     ("nat", nat::measure),
+    ("sockets", sockets::measure),
     #[cfg(feature = "kubernetes")]
     ("kubernetes", kubernetes::measure),
     ("reconciler", reconciler::measure),
@@ -78,6 +81,9 @@ struct Wish {
 
 fn main() -> ExitCode {
     let mut args: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(code) = sockets::hold_connections(&args) {
+        return code;
+    }
     // `cargo bench` says so; `cargo test --all-targets`, which runs this program too, does not.
     if !args.iter().any(|arg| arg == "--bench") {
         eprintln!("claims: nothing measured: this is for cargo bench");

@@ -86,6 +86,14 @@ fn on_all(guest: &Namespace, kind: SockType, port: u16, v6only: bool) -> OwnedFd
     })
 }
 
+fn on_link_local(interface: &str, port: u16) -> Result<TcpListener, String> {
+    let entries = nix::ifaddrs::getifaddrs().unwrap().filter(|entry| entry.interface_name == interface);
+    let mut addrs = entries.filter_map(|entry| entry.address?.as_sockaddr_in6().map(|addr| SocketAddrV6::from(*addr)));
+    let addr = addrs.find(|addr| addr.ip().is_unicast_link_local()).ok_or("no address")?;
+    let addr = SocketAddrV6::new(*addr.ip(), port, 0, addr.scope_id());
+    TcpListener::bind(addr).map_err(|error| format!("{addr}: {error}"))
+}
+
 fn open(socket: OwnedFd, kind: SockType, addr: SocketAddr) -> OwnedFd {
     bind(socket.as_raw_fd(), &SockaddrStorage::from(addr)).unwrap();
     if kind == SockType::Stream {
@@ -236,17 +244,8 @@ fn s18_what_is_the_guests_own_is_never_announced() {
     open.push(tcp(guest, "172.17.0.1:8080"));
     open.push(tcp(guest, &format!("{GUEST}:8080")));
     open.push(udp(guest, "224.0.0.251:1900"));
-    let link_local = guest.enter(|| {
-        let addrs: Vec<SocketAddrV6> = nix::ifaddrs::getifaddrs()
-            .unwrap()
-            .filter(|entry| entry.interface_name == "eth0")
-            .filter_map(|entry| entry.address?.as_sockaddr_in6().map(|a| SocketAddrV6::from(*a)))
-            .filter(|addr| addr.ip().is_unicast_link_local())
-            .collect();
-        let addr = SocketAddrV6::new(*addrs[0].ip(), 8080, 0, addrs[0].scope_id());
-        // Not before it is known that nobody else has it.
-        eventually(&addr.to_string(), || TcpListener::bind(addr))
-    });
+    // The kernel gives a link its address in its own time, and has it used once it is known that nobody else has it.
+    let link_local = eventually("a socket on a link-local address", || guest.enter(|| on_link_local("eth0", 8080)));
     // Clients are not servers: these have ports that nobody asked for.
     let client = guest.enter(|| {
         let client = UdpSocket::bind("0.0.0.0:0").unwrap();
