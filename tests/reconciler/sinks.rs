@@ -23,11 +23,15 @@ struct Agent {
 
 impl Agent {
     fn new(sinks: &[SinkSettings]) -> Agent {
+        Agent::watching(&[], sinks)
+    }
+
+    fn watching(sources: &[Source], sinks: &[SinkSettings]) -> Agent {
         let settings = Settings {
             policy: Policy { admin: true, ..Policy::default() },
             grace: GRACE,
             sinks: sinks.to_vec(),
-            sources: vec![],
+            sources: sources.to_vec(),
         };
         Agent {
             reconciler: Reconciler::new(settings),
@@ -211,4 +215,38 @@ fn owners_are_shown_as_people_know_them() {
     ] {
         assert_eq!(owner(source, key).to_string(), expect);
     }
+}
+
+/// host-switch, and wsl-proxy behind it.
+fn followed() -> [SinkSettings; 2] {
+    let peer = SinkSettings { ipv4_only: true, ..SinkSettings::of_all(Role::Peer) };
+    [peer, SinkSettings { after: Some(SinkId(0)), ..peer }]
+}
+
+#[test]
+fn s24_what_was_found_is_taken_over_or_goes_from_who_follows_too() {
+    let mut agent = Agent::watching(&[Source::Docker], &followed());
+    // What an earlier run has left at both.
+    let left = bindings("0.0.0.0:80/tcp 0.0.0.0:81/tcp");
+    agent.held = vec![left.clone(), left.clone()];
+    agent.apply(Event::Found { sink: SinkId(0), bindings: left.keys().copied().collect() });
+    assert_eq!(agent.documents, 0, "nothing is known yet");
+    agent.snapshot(Source::Docker, &[("c1", "0.0.0.0:80/tcp")]);
+    assert_eq!([agent.held(0), agent.held(1)], ["0.0.0.0:80/tcp"; 2]);
+    // At the one that says what it has, only the withdrawal; the other is told again.
+    assert_eq!(agent.documents, 3);
+    agent.snapshot(Source::Docker, &[]);
+    assert_eq!([agent.held(0), agent.held(1)], [""; 2]);
+}
+
+#[test]
+fn s24_what_was_found_goes_after_the_grace_where_no_source_speaks() {
+    let mut agent = Agent::watching(&[Source::Docker], &followed());
+    let left = bindings("0.0.0.0:80/tcp");
+    agent.held = vec![left.clone(), left.clone()];
+    agent.apply(Event::Found { sink: SinkId(0), bindings: left.keys().copied().collect() });
+    assert_eq!(agent.reconciler.deadline(), Some(agent.now + GRACE));
+    agent.now += GRACE;
+    agent.apply(Event::Tick);
+    assert_eq!([agent.held(0), agent.held(1)], [""; 2]);
 }
