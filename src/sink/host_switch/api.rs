@@ -200,7 +200,7 @@ impl Api {
         Wrong::Unreached(match (status, &self.token_file) {
             (401 | 403, None) => format!("{shown} answers {status}: name a file with its token by --api-token-file"),
             (401 | 403, Some(path)) => format!("{shown} answers {status}: it wants another token than {path:?} has"),
-            _ => format!("{shown} is no expose API: answers {status} {:?}", show(&http::message(response))),
+            _ => format!("{shown} is no expose API: answers {status}: {}", show(&http::message(response))),
         })
     }
 
