@@ -107,14 +107,7 @@ impl Reconciler {
             Event::Stale { source, keys } => self.mark_stale(source, &keys, &mut out),
             Event::Skipped { source, reason } => self.skip(source, reason, &mut out),
             Event::Answered { sink, ticket, answer } => self.answer(sink, ticket, answer, now, &mut out),
-            Event::Found { sink, bindings } => {
-                if let Some(ledger) = self.ledgers.get_mut(sink.0) {
-                    let owner = Owner { source: Source::Agent, key: EARLIER_RUN.into() };
-                    let until = if self.awaited.is_empty() { now } else { now + self.grace };
-                    ledger.found(&bindings, &owner, until);
-                    self.spread_what_follows(sink, &bindings);
-                }
-            }
+            Event::Found { sink, bindings } => self.found(sink, &bindings, now),
             Event::SinkReset { sink, reason } => {
                 if let Some(ledger) = self.ledgers.get_mut(sink.0) {
                     ledger.reset(now);
@@ -138,6 +131,18 @@ impl Reconciler {
         let Some(ledger) = self.ledgers.get_mut(sink.0) else { return };
         let changed = ledger.answer(ticket, answer, now, out);
         self.spread_what_follows(sink, &changed.into_iter().collect());
+    }
+
+    /// A sink that follows the one with forwards of an earlier run may have been told of the same.
+    fn found(&mut self, sink: SinkId, bindings: &Set<Binding>, now: Instant) {
+        let until = if self.awaited.is_empty() { now } else { now + self.grace };
+        let owner = Owner { source: Source::Agent, key: EARLIER_RUN.into() };
+        for (i, (settings, ledger)) in self.sinks.iter().zip(&mut self.ledgers).enumerate() {
+            if SinkId(i) == sink || settings.after == Some(sink) {
+                ledger.found(bindings, &owner, until, SinkId(i) == sink);
+            }
+        }
+        self.spread_what_follows(sink, bindings);
     }
 
     /// Tells other sinks what they may be told now that these forwards have changed at one they follow.

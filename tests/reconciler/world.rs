@@ -93,9 +93,11 @@ impl World {
 
     /// The sink's peer holds these from an earlier run.
     pub fn find(&mut self, sink: usize, bindings: &[Binding]) {
-        let sim = &mut self.sinks[sink];
-        sim.held.extend(bindings);
-        sim.carries.extend(bindings);
+        let told = |(i, sim): &(usize, &mut Sim)| *i == sink || sim.settings.after == Some(SinkId(sink));
+        for (_, sim) in self.sinks.iter_mut().enumerate().filter(told) {
+            sim.held.extend(bindings);
+            sim.carries.extend(bindings);
+        }
         self.apply(Event::Found { sink: SinkId(sink), bindings: bindings.iter().copied().collect() });
     }
 
