@@ -49,6 +49,9 @@ pub struct Reconciler {
     claimed: usize,
     /// The claimed bindings on one address, by port: they need no relay while the port is claimed on every address.
     addressed: Map<(Protocol, NonZeroU16), Set<Binding>>,
+    /// Claimed by sockets alone, after a container had them: most likely by what listened for that container, and is just
+    /// ending. Not forwarded until the sockets are seen again.
+    doubtful: Set<Binding>,
     /// Sources that have not given their view yet.
     awaited: Set<Source>,
     /// When the claims of a lost source end.
@@ -77,6 +80,7 @@ impl Reconciler {
             claimants: Map::new(),
             claimed: 0,
             addressed: Map::new(),
+            doubtful: Set::new(),
             awaited: settings.sources.into_iter().collect(),
             lost: Map::new(),
             problems: Map::new(),
@@ -92,7 +96,10 @@ impl Reconciler {
     pub fn apply(&mut self, event: Event, now: Instant) -> Vec<Command> {
         let mut out = Vec::new();
         match event {
-            Event::Claim { owner, bindings } => self.claim(owner, bindings, &mut out),
+            Event::Claim { owner, bindings } => {
+                self.trust(|binding| owner.source == Source::Sockets && bindings.contains_key(binding));
+                self.claim(owner, bindings, &mut out);
+            }
             Event::Snapshot { source, claims } => self.snapshot(source, claims, &mut out),
             Event::SourceLost { source, reason } => {
                 let until = now + self.grace;
@@ -195,6 +202,7 @@ impl Reconciler {
         for (owner, bindings) in rest.into_iter().chain(growing) {
             self.claim(owner, bindings, out);
         }
+        self.trust(|_| source == Source::Sockets);
         if self.awaited.remove(&source) && self.awaited.is_empty() {
             self.ledgers.iter_mut().for_each(Ledger::end_found);
         }
@@ -307,14 +315,26 @@ impl Reconciler {
         let mut last = false;
         if let Some(claimants) = self.claimants.get_mut(&binding) {
             claimants.retain(|c| c.owner != *owner);
-            if claimants.is_empty() {
+            last = claimants.is_empty();
+            if last {
                 self.claimants.remove(&binding);
-                last = true;
+                self.doubtful.remove(&binding);
+            } else if owner.source != Source::Sockets && claimants.iter().all(|c| c.owner.source == Source::Sockets) {
+                self.doubtful.insert(binding);
             }
         }
         self.spread(binding);
         if last {
             self.note_address(binding, false);
+        }
+    }
+
+    /// The sockets behind these doubtful bindings are there.
+    fn trust(&mut self, seen: impl Fn(&Binding) -> bool) {
+        let trusted: Vec<Binding> = self.doubtful.iter().filter(|binding| seen(binding)).copied().collect();
+        for binding in trusted {
+            self.doubtful.remove(&binding);
+            self.spread(binding);
         }
     }
 
@@ -345,7 +365,8 @@ impl Reconciler {
             || (self.relay.is_some()
                 && self.claimants.contains_key(&published.on(unspecified_like(published.host_ip))));
         let claimants = self.claimants.get(&published).map(Vec::as_slice).unwrap_or_default();
-        let allowed = claimants.iter().filter(|c| !c.denied);
+        let doubtful = self.doubtful.contains(&published);
+        let allowed = claimants.iter().filter(|c| !c.denied && !(doubtful && c.owner.source == Source::Sockets));
         for (i, sink) in self.sinks.iter().enumerate() {
             let exposed = if sink.role == Role::Peer { self.policy.expose(published) } else { published };
             // Whether the sink ahead has it, as far as it is told of the owner.

@@ -145,11 +145,17 @@ fn a_container_s_port_stays_the_container_s() {
         claim(&mut agent, socket_first, "0.0.0.0:80/tcp");
         claim(&mut agent, !socket_first, "0.0.0.0:80/tcp");
         assert_eq!(agent.documents, 2, "host-switch and wsl-proxy, once");
+        // What listened for the container is about to end, too: nothing stays in the way of the next container.
         claim(&mut agent, false, "");
-        assert_eq!(agent.held(0), "127.0.0.1:80/tcp", "the socket is still there");
+        assert_eq!((agent.held(0), agent.documents), (String::new(), 4));
         claim(&mut agent, true, "");
+        claim(&mut agent, true, "0.0.0.0:80/tcp");
+        assert_eq!(agent.held(0), "127.0.0.1:80/tcp", "another program took the port");
+        claim(&mut agent, false, "0.0.0.0:80/tcp");
+        claim(&mut agent, false, "");
         assert_eq!(agent.held(0), "");
-        assert_eq!(agent.documents, 4);
+        agent.snapshot(Source::Sockets, &[("tcp/80", "0.0.0.0:80/tcp")]);
+        assert_eq!(agent.held(0), "127.0.0.1:80/tcp", "it is still seen to listen");
     }
 }
 
