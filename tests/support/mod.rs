@@ -23,6 +23,7 @@ pub mod cni;
 pub mod containerd;
 pub mod docker;
 pub mod engine_stub;
+pub mod host_switch;
 #[cfg(feature = "kubernetes")]
 pub mod kube_server;
 #[cfg(feature = "kubernetes")]

@@ -12,6 +12,7 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, setns};
 
 use super::agent::Agent;
+use super::host_switch::{self, HostSwitch};
 use super::{eventually, run, unique};
 
 pub const GUEST: &str = "192.168.143.2";
@@ -152,6 +153,14 @@ pub fn enter_named<T: Send>(name: &str, f: impl FnOnce() -> T + Send) -> T {
         });
         inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+impl HostSwitch {
+    /// In that network namespace.
+    pub fn start_in(namespace: &Namespace, addr: SocketAddr) -> HostSwitch {
+        let listener = namespace.enter(|| host_switch::bind(addr));
+        HostSwitch::serve(listener, Box::new(host_switch::forwarder::Nothing))
+    }
 }
 
 impl Drop for Namespace {
