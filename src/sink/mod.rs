@@ -1,6 +1,7 @@
 //! Where forwards are announced. Each sink carries out documents on a thread of its own, behind a bounded queue, so
 //! that a slow or dead peer never delays another. A sink keeps no port state: what it answers is the reconciler's.
 
+mod deliver;
 pub mod handshake;
 pub mod host_switch;
 pub mod listener;
