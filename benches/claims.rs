@@ -27,6 +27,8 @@
 mod containerd;
 #[path = "claims/docker.rs"]
 mod docker;
+#[path = "claims/host_switch.rs"]
+mod host_switch;
 #[path = "claims/idle.rs"]
 mod idle;
 #[cfg(feature = "kubernetes")]
@@ -62,6 +64,7 @@ const GROUPS: &[(&str, Measure)] = &[
     ("nat", nat::measure),
     #[cfg(feature = "kubernetes")]
     ("kubernetes", kubernetes::measure),
+    ("host-switch", host_switch::measure),
     ("reconciler", reconciler::measure),
     ("relay", relay::measure),
     ("idle", idle::measure),

@@ -5,6 +5,7 @@
 
 #[cfg(feature = "kubernetes")]
 pub mod crypto;
+pub mod tcp;
 #[cfg(feature = "kubernetes")]
 pub mod tls;
 pub mod unix;
@@ -13,8 +14,9 @@ use std::fmt::Debug;
 use std::io::{self, Read};
 use std::time::Duration;
 
-use ureq::config::Config;
+use ureq::config::{Config, ConfigBuilder};
 use ureq::http::Response;
+use ureq::typestate::AgentScope;
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, LazyBuffers, NextTimeout, Transport};
 use ureq::{Body, Error};
 
@@ -29,6 +31,21 @@ const MESSAGE_BYTES_MAX: u64 = 4096;
 
 /// What every source wants of its client.
 pub fn config() -> Config {
+    builder().build()
+}
+
+/// The same for many short requests, up to `connections` at once, each with `connect` to connect. A connection that has
+/// been idle for `idle` is not used again.
+pub fn config_of_many(connections: usize, connect: Duration, idle: Duration) -> Config {
+    builder()
+        .timeout_connect(Some(connect))
+        .max_idle_connections(connections)
+        .max_idle_connections_per_host(connections)
+        .max_idle_age(idle)
+        .build()
+}
+
+fn builder() -> ConfigBuilder<AgentScope> {
     Config::builder()
         .proxy(None)
         .http_status_as_error(false)
@@ -41,7 +58,6 @@ pub fn config() -> Config {
         .input_buffer_size(16 << 10)
         .output_buffer_size(4 << 10)
         .max_idle_connections(1)
-        .build()
 }
 
 /// The body of an answer that tells of a failure: as much of it as there is, since the status alone says that it failed.

@@ -18,7 +18,6 @@
 //! "Efficient detection of changes", "Resource versions").
 
 mod pieces;
-mod prune;
 
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -28,8 +27,8 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use self::pieces::Pieces;
-use self::prune::{ELEMENTS_MAX, Want, prune};
 use super::ParseError;
+use super::prune::{ELEMENTS_MAX, Want, prune};
 use super::published::{COMPLAINTS_MAX, Published, port};
 use crate::ordered;
 use crate::port::{Binding, Bindings, Protocol};

@@ -10,6 +10,8 @@ pub mod kubeconfig;
 pub mod nat;
 pub mod netlink;
 pub mod nftables;
+#[cfg_attr(not(feature = "kubernetes"), allow(dead_code, reason = "a part is for Services alone"))]
+pub(crate) mod prune;
 pub mod published;
 pub mod route;
 

@@ -1,11 +1,48 @@
 //! The host-switch sink: requests to the expose API of host-switch and of every other gvisor-tap-vsock host.
+//!
+//! Forwards there outlive the guest and the agent, and others make some, too. So the server's list is read at the start and
+//! every 10 s, and nothing is removed but what the agent has made: this run, or an earlier one that wrote it into the state
+//! file. The file tells of a forward before the server does. Source of the API: gvisor-tap-vsock `pkg/services/forwarder`.
+//!
+//! What the server holds is known from its list and from its answers since. Where an answer is missing nothing is known
+//! any more, and the list is read again.
+
+mod api;
+mod files;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-use super::Sink;
-use crate::event::{Answer, Document};
+use super::{News, Sink};
+use crate::event::{Answer, Document, Failure, FailureKind, Operation};
+use crate::ordered::Set;
+use crate::port::{Binding, Bindings};
+use crate::wire::expose::{self, Exposed};
+use api::{Api, Asked, Wrong};
+use files::StateFile;
+
+/// How often the server's list is read.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// The same, while the server does not answer.
+const HEARTBEAT_LOST: Duration = Duration::from_secs(1);
+
+/// Between two pieces of news: what the first one sets off comes before the second.
+const NEWS_PAUSE: Duration = Duration::from_millis(50);
+
+/// Documents that were waiting when the server did not answer have the same answer, and do not ask again.
+const SAME_FAILURE: Duration = Duration::from_millis(50);
+
+/// A request that was cut off may be carried out that much later.
+const STRAY_MAX: Duration = Duration::from_secs(30);
+
+/// A state file of more than that many forwards is written this often at most, where nothing depends on it.
+const STATE_SMALL: usize = 512;
+const STATE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Where the API is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,20 +75,348 @@ pub struct HostSwitchConfig {
     pub state_file: PathBuf,
 }
 
+/// How long things may take.
+#[derive(Clone, Copy)]
+struct Patience {
+    /// One request, all in all.
+    request: Duration,
+    /// After that time no request of a document is begun.
+    document: Duration,
+}
+
+const PATIENCE: Patience = Patience { request: Duration::from_secs(3), document: Duration::from_secs(2) };
+
+/// The same when the agent ends, and all of its documents have to be out within 5 s.
+const PATIENCE_STOPPING: Patience = Patience { request: Duration::from_secs(1), document: Duration::from_millis(500) };
+
 /// Keeps forwards at host-switch.
 pub struct HostSwitch {
     config: HostSwitchConfig,
+    api: Api,
+    patience: Patience,
+    /// What the server holds; `None`: to be read.
+    view: Option<Exposed>,
+    /// What the agent has made there, or is about to make.
+    ours: Set<Binding>,
+    /// The server has answered in this run, and what an earlier one left is known.
+    met: bool,
+    /// The server did not answer: since when, and why.
+    lost: Option<(Instant, String)>,
+    warned: bool,
+    /// When the list is to be read again.
+    due: Instant,
+    /// Announcements that were cut off: they may still be carried out, until then.
+    strays: Set<Binding>,
+    strays_until: Instant,
+    state_file: StateFile,
+    /// The state file does not say what is ours.
+    unsaved: bool,
+    saved: Instant,
+    reset: Option<String>,
+    found: Set<Binding>,
 }
 
 impl HostSwitch {
     /// A sink for that API. Does no I/O.
     pub fn new(config: HostSwitchConfig) -> HostSwitch {
-        HostSwitch { config }
+        let now = Instant::now();
+        HostSwitch {
+            api: Api::new(&config),
+            config,
+            patience: PATIENCE,
+            view: None,
+            ours: Set::new(),
+            met: false,
+            lost: None,
+            warned: false,
+            due: now,
+            strays: Set::new(),
+            strays_until: now,
+            state_file: StateFile::new(),
+            unsaved: false,
+            saved: now,
+            reset: None,
+            found: Set::new(),
+        }
+    }
+
+    /// Where a binding leads to, where it is ours.
+    fn remote(&self, binding: Binding) -> SocketAddrV4 {
+        SocketAddrV4::new(self.config.tap_ip, binding.host_port.get())
+    }
+
+    /// Where the server leads it to, as far as is known: `Some(None)` is to no place that could be ours.
+    fn leads_to(&self, binding: Binding) -> Option<Option<SocketAddrV4>> {
+        self.view.as_ref().and_then(|view| view.get(&binding)).copied()
+    }
+
+    fn has(&self, binding: Binding) -> bool {
+        self.leads_to(binding) == Some(Some(self.remote(binding)))
+    }
+
+    /// Reads the server's list. `busy` are the bindings of the document on its way: what becomes of them is told by its answer.
+    fn look(&mut self, busy: &Bindings) -> Result<(), String> {
+        let read = match self.api.prepare() {
+            Ok(()) => self.api.all(self.patience.request).map_err(Wrong::reason),
+            Err(problem) => Err(problem),
+        };
+        match read {
+            Ok(exposed) => {
+                self.view = Some(exposed);
+                self.lost = None;
+                self.warned = false;
+                self.due = Instant::now() + HEARTBEAT;
+                self.compare(busy);
+                self.save(false);
+                Ok(())
+            }
+            Err(reason) => {
+                self.lose(&reason);
+                Err(reason)
+            }
+        }
+    }
+
+    /// The server does not answer, or not as it should.
+    fn lose(&mut self, reason: &str) {
+        self.doubt();
+        self.lost = Some((Instant::now(), reason.to_owned()));
+    }
+
+    /// What the server holds is not known any more.
+    fn doubt(&mut self) {
+        self.view = None;
+        self.api.forget_token();
+        self.due = Instant::now() + HEARTBEAT_LOST;
+    }
+
+    /// Compares what is ours with what the server has just listed.
+    fn compare(&mut self, busy: &Bindings) {
+        let listed: Set<Binding> = match self.met {
+            false => StateFile::read(&self.config),
+            true => std::mem::take(&mut self.ours),
+        };
+        let before = listed.len();
+        if Instant::now() >= self.strays_until {
+            self.strays.clear();
+        }
+        let mut missing = 0;
+        let mut ours = Set::new();
+        for binding in listed.iter() {
+            if self.has(*binding) || busy.contains_key(binding) || self.strays.contains(binding) {
+                ours.insert(*binding);
+            } else {
+                missing += 1;
+            }
+        }
+        if !self.met {
+            self.met = true;
+            self.found = ours.iter().filter(|binding| self.has(**binding)).copied().collect();
+        } else if missing > 0 {
+            self.reset = Some(format!(
+                "host-switch does not hold everything any more: it has restarted, or somebody removed or changed {missing} \
+                 of our forwards"
+            ));
+        }
+        let caught = |stray: &&Binding| self.has(**stray) && !busy.contains_key(stray);
+        let caught: Vec<Binding> = self.strays.iter().filter(caught).copied().collect();
+        ours.extend(caught.iter().copied());
+        self.found.extend(caught);
+        self.unsaved |= before != ours.len() || missing > 0 || self.state_file.has_failed();
+        self.ours = ours;
+    }
+
+    /// Writes the state file where it is not up to date. Where that can wait, it waits with many forwards.
+    fn save(&mut self, can_wait: bool) {
+        let wait = can_wait && self.ours.len() > STATE_SMALL && self.saved.elapsed() < STATE_PAUSE;
+        if self.unsaved && !wait {
+            self.state_file.write(&self.config, &self.ours);
+            self.unsaved = false;
+            self.saved = Instant::now();
+        }
+    }
+
+    fn announce(&mut self, bindings: &Bindings) -> Answer {
+        let (fit, unfit): (Vec<Binding>, Vec<Binding>) = bindings.keys().partition(|b| b.host_ip.is_ipv4());
+        let refusal = "host-switch: only IPv4 is forwarded there";
+        let mut failed: Vec<(Binding, Failure)> = (unfit.into_iter())
+            .map(|binding| (binding, Failure { kind: FailureKind::Denied, reason: refusal.into() }))
+            .collect();
+        for binding in &fit {
+            self.unsaved |= self.ours.insert(*binding);
+        }
+        self.save(false);
+        let (there, rest): (Vec<Binding>, Vec<Binding>) = fit.into_iter().partition(|b| self.has(*b));
+        let remote = self.config.tap_ip;
+        let asked = self.ask(&rest, &|binding| ("expose", expose::expose(binding, remote)));
+        let view = self.view.get_or_insert_with(Exposed::new);
+        for binding in &asked.done {
+            view.insert(*binding, Some(SocketAddrV4::new(remote, binding.host_port.get())));
+        }
+        let untold: Vec<Binding> = untold(&rest, &asked);
+        if let Some(wrong) = asked.wrong {
+            if asked.done.is_empty() && there.is_empty() && matches!(wrong, Wrong::Unreached(_)) {
+                rest.iter().for_each(|binding| self.disown(*binding));
+                return self.unreachable(wrong.reason());
+            }
+            self.strays.extend(untold);
+            self.strays_until = Instant::now() + STRAY_MAX;
+            return self.uncertain(wrong.reason());
+        }
+        if !asked.refused.is_empty() {
+            if let Err(reason) = self.look(bindings) {
+                return Answer::Uncertain(reason);
+            }
+        }
+        for (binding, words) in asked.refused {
+            let leads_to = self.leads_to(binding);
+            let failure = match leads_to {
+                Some(Some(remote)) if remote == self.remote(binding) => continue,
+                Some(other) => {
+                    let other = other.map_or_else(|| "elsewhere".to_owned(), |remote| format!("to {remote}"));
+                    let reason = format!("host-switch: {binding} already leads {other}");
+                    Failure { kind: FailureKind::Conflict, reason }
+                }
+                None => Failure { kind: kind(&words), reason: format!("host-switch: {words}") },
+            };
+            self.disown(binding);
+            failed.push((binding, failure));
+        }
+        for binding in untold {
+            self.disown(binding);
+            failed.push((binding, too_slow()));
+        }
+        self.save(true);
+        Answer::Done { failed }
+    }
+
+    fn withdraw(&mut self, bindings: &Bindings) -> Answer {
+        let (there, gone): (Vec<Binding>, Vec<Binding>) = bindings.keys().partition(|binding| self.has(**binding));
+        let asked = self.ask(&there, &|binding| ("unexpose", expose::unexpose(binding)));
+        for binding in &asked.done {
+            self.view.as_mut().and_then(|view| view.remove(binding));
+        }
+        gone.iter().chain(&asked.done).for_each(|binding| self.disown(*binding));
+        let untold = untold(&there, &asked);
+        if let Some(wrong) = asked.wrong {
+            let unreached = asked.done.is_empty() && matches!(wrong, Wrong::Unreached(_));
+            self.save(true);
+            return if unreached { self.unreachable(wrong.reason()) } else { self.uncertain(wrong.reason()) };
+        }
+        if !asked.refused.is_empty() {
+            if let Err(reason) = self.look(bindings) {
+                return Answer::Uncertain(reason);
+            }
+        }
+        let mut failed = Vec::new();
+        for (binding, words) in asked.refused {
+            if self.has(binding) {
+                let reason = format!("host-switch: {words}");
+                failed.push((binding, Failure { kind: FailureKind::Failed, reason }));
+            } else {
+                self.disown(binding);
+            }
+        }
+        failed.extend(untold.into_iter().map(|binding| (binding, too_slow())));
+        self.save(true);
+        Answer::Done { failed }
+    }
+
+    fn ask(&self, bindings: &[Binding], request: api::Request<'_>) -> Asked {
+        let end = Instant::now() + self.patience.document;
+        if bindings.is_empty() { Asked::default() } else { self.api.ask(bindings, end, self.patience.request, request) }
+    }
+
+    /// A binding is not ours, or not any more.
+    fn disown(&mut self, binding: Binding) {
+        if !self.strays.contains(&binding) {
+            self.unsaved |= self.ours.remove(&binding);
+        }
+    }
+
+    fn unreachable(&mut self, reason: String) -> Answer {
+        self.lose(&reason);
+        Answer::Unreachable(reason)
+    }
+
+    fn uncertain(&mut self, reason: String) -> Answer {
+        self.doubt();
+        Answer::Uncertain(reason)
     }
 }
 
 impl Sink for HostSwitch {
-    fn carry_out(&mut self, _: &Document) -> Answer {
-        Answer::Unreachable(format!("{} is not spoken to yet", self.config.base))
+    fn carry_out(&mut self, document: &Document) -> Answer {
+        if let Some((_, reason)) = self.lost.as_ref().filter(|(at, _)| at.elapsed() < SAME_FAILURE) {
+            return Answer::Unreachable(reason.clone());
+        }
+        if self.view.is_none() {
+            if let Err(reason) = self.look(&document.bindings) {
+                return Answer::Unreachable(reason);
+            }
+        }
+        match document.operation {
+            Operation::Announce => self.announce(&document.bindings),
+            Operation::Withdraw => self.withdraw(&document.bindings),
+        }
+    }
+
+    fn heartbeat(&self) -> Option<Duration> {
+        let rest = self.due.saturating_duration_since(Instant::now());
+        let sooner = if self.unsaved { Some(STATE_PAUSE) } else { None };
+        let news = (!self.found.is_empty()).then_some(NEWS_PAUSE);
+        [sooner, news].into_iter().flatten().chain([rest]).min()
+    }
+
+    fn beat(&mut self) {
+        self.save(true);
+        if Instant::now() < self.due {
+            return;
+        }
+        let was_lost = self.lost.is_some();
+        match self.look(&Bindings::new()) {
+            Ok(()) if was_lost => drop(self.reset.get_or_insert_with(|| "it answers again".to_owned())),
+            Ok(()) => {}
+            Err(reason) => {
+                if !std::mem::replace(&mut self.warned, true) {
+                    log::warn!("host-switch does not answer, trying on reason={reason:?}");
+                }
+            }
+        }
+    }
+
+    fn hurry(&mut self) {
+        self.patience = PATIENCE_STOPPING;
+    }
+
+    fn take_news(&mut self) -> Option<News> {
+        // In this order: a reset has what was found withdrawn at once, wanted or not.
+        if let Some(reason) = self.reset.take() {
+            return Some(News::Reset(reason));
+        }
+        (!self.found.is_empty()).then(|| News::Found(std::mem::take(&mut self.found)))
+    }
+}
+
+/// Those of `all` that have no answer.
+fn untold(all: &[Binding], asked: &Asked) -> Vec<Binding> {
+    let told: Set<Binding> =
+        asked.done.iter().chain(asked.refused.iter().map(|(binding, _)| binding)).copied().collect();
+    all.iter().filter(|binding| !told.contains(binding)).copied().collect()
+}
+
+fn too_slow() -> Failure {
+    Failure { kind: FailureKind::Failed, reason: "host-switch: it is too slow, this is still to be done".into() }
+}
+
+/// What a server's words mean. They are the system's, as Go has them on Linux, macOS and Windows.
+fn kind(words: &str) -> FailureKind {
+    let says = |known: &str| words.contains(known);
+    if says("address already in use") || says("Only one usage of each socket address") {
+        FailureKind::Conflict
+    } else if says("permission denied") || says("forbidden by its access permissions") {
+        FailureKind::Denied
+    } else {
+        FailureKind::Failed
     }
 }

@@ -8,7 +8,7 @@ use serde_core::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess
 use serde_json::{Map, Value};
 
 /// What is kept of a value. Objects and arrays where nothing of them is wanted become empty ones.
-pub(super) enum Want {
+pub(crate) enum Want {
     /// Text, a number, a boolean or null.
     Plain,
     /// These keys of an object. Of keys that are there twice, the last counts.
@@ -18,17 +18,18 @@ pub(super) enum Want {
 }
 
 /// Elements of an array that are to be read. One more is kept, to tell.
-pub(super) const ELEMENTS_MAX: usize = 1000;
+pub(crate) const ELEMENTS_MAX: usize = 1000;
 
 /// Reads one value, and checks all of it.
-pub(super) fn prune(json: &[u8], want: &'static Want) -> Result<Value, serde_json::Error> {
+pub(crate) fn prune(json: &[u8], want: &'static Want) -> Result<Value, serde_json::Error> {
     let mut json = serde_json::Deserializer::from_slice(json);
     let value = Pruned(want).deserialize(&mut json)?;
     json.end()?;
     Ok(value)
 }
 
-struct Pruned(&'static Want);
+/// Reads what is wanted of one value.
+pub(crate) struct Pruned(pub(crate) &'static Want);
 
 impl<'de> DeserializeSeed<'de> for Pruned {
     type Value = Value;
