@@ -185,8 +185,8 @@ impl State {
                 let port: u16 = port.parse().unwrap();
                 if document["remove"].as_bool().unwrap() {
                     map.remove(&port);
-                } else if map.contains_key(&port) {
-                    self.log.push(format!("{port} is already listened on"));
+                } else if let Some(open) = map.get(&port) {
+                    self.log.push(format!("{port} is already listened on, on {open}"));
                 } else {
                     map.insert(port, ip.to_owned());
                 }
