@@ -22,8 +22,9 @@ use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 
 use crate::event::{Answer, Document, Event, Failure, FailureKind, SinkId};
+use crate::holder::holder;
 use crate::ordered::Set;
-use crate::port::Binding;
+use crate::port::{Binding, Protocol};
 use crate::queue::{self, Sender};
 use crate::reconciler::ledger::IN_FLIGHT_MAX;
 use crate::supervisor::spawn;
@@ -127,10 +128,14 @@ impl Running {
 }
 
 /// Why `who` cannot listen on `addr`, and what to do about it.
-fn cannot_listen(who: &str, addr: SocketAddr, error: &io::Error) -> Failure {
+fn cannot_listen(who: &str, protocol: Protocol, addr: SocketAddr, error: &io::Error) -> Failure {
     let (kind, why) = match Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
         Errno::EADDRINUSE => {
-            (FailureKind::Conflict, "is in use in the guest: stop what listens there, or publish another port".into())
+            let (by, it) = match holder(protocol, addr) {
+                Some(name) => (format!(" by {name}"), "it"),
+                None => (String::new(), "what listens there"),
+            };
+            (FailureKind::Conflict, format!("is in use in the guest{by}: stop {it}, or publish another port"))
         }
         Errno::EACCES => {
             (FailureKind::Denied, "is not allowed: ports below 1024 need root or CAP_NET_BIND_SERVICE".into())
