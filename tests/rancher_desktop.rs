@@ -175,7 +175,8 @@ fn s24_a_killed_agent_s_forwards_are_adopted_or_removed() {
     let (mut world, engine) = docker();
     engine.web("stays", &["-p", "8080:80"]);
     engine.web("goes", &["-p", "8081:80", "-p", "127.0.0.1:8082:80"]);
-    let mut other = Process::spawn(world.vm.guest.command("/bin/busybox").args(["nc", "-lk", "-p", "8083"]));
+    let mut other =
+        Process::spawn(world.vm.guest.command("/bin/busybox").args(["httpd", "-f", "-p", "8083", "-h", "/"]));
     world.switch.insert("tcp", "127.0.0.1:2222", &format!("{TAP}:22"));
     let all = ["8080", "8081", "8082", "8083"].map(|port| format!("tcp 127.0.0.1:{port}"));
     let with_other: Vec<String> = all.iter().map(|l| format!("{l} {TAP}:{}", &l[l.len() - 4..])).collect();
