@@ -8,6 +8,7 @@
 //! any more, and the list is read again.
 
 mod api;
+mod documents;
 mod files;
 #[cfg(test)]
 mod tests;
@@ -18,11 +19,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::{News, Sink};
-use crate::event::{Answer, Document, Failure, FailureKind, Operation};
+use crate::event::{Answer, Document, Operation};
 use crate::ordered::Set;
 use crate::port::{Binding, Bindings};
-use crate::wire::expose::{self, Exposed};
-use api::{Api, Asked, Wrong};
+use crate::wire::expose::Exposed;
+use api::{Api, Wrong};
 use files::StateFile;
 
 /// How often the server's list is read.
@@ -236,97 +237,6 @@ impl HostSwitch {
         }
     }
 
-    fn announce(&mut self, bindings: &Bindings) -> Answer {
-        let (fit, unfit): (Vec<Binding>, Vec<Binding>) = bindings.keys().partition(|b| b.host_ip.is_ipv4());
-        let refusal = "host-switch: only IPv4 is forwarded there";
-        let mut failed: Vec<(Binding, Failure)> = (unfit.into_iter())
-            .map(|binding| (binding, Failure { kind: FailureKind::Denied, reason: refusal.into() }))
-            .collect();
-        for binding in &fit {
-            self.unsaved |= self.ours.insert(*binding);
-        }
-        self.save(false);
-        let (there, rest): (Vec<Binding>, Vec<Binding>) = fit.into_iter().partition(|b| self.has(*b));
-        let remote = self.config.tap_ip;
-        let asked = self.ask(&rest, &|binding| ("expose", expose::expose(binding, remote)));
-        let view = self.view.get_or_insert_with(Exposed::new);
-        for binding in &asked.done {
-            view.insert(*binding, Some(SocketAddrV4::new(remote, binding.host_port.get())));
-        }
-        let untold: Vec<Binding> = untold(&rest, &asked);
-        if let Some(wrong) = asked.wrong {
-            if asked.done.is_empty() && there.is_empty() && matches!(wrong, Wrong::Unreached(_)) {
-                rest.iter().for_each(|binding| self.disown(*binding));
-                return self.unreachable(wrong.reason());
-            }
-            self.strays.extend(untold);
-            self.strays_until = Instant::now() + STRAY_MAX;
-            return self.uncertain(wrong.reason());
-        }
-        if !asked.refused.is_empty() {
-            if let Err(reason) = self.look(bindings) {
-                return Answer::Uncertain(reason);
-            }
-        }
-        for (binding, words) in asked.refused {
-            let leads_to = self.leads_to(binding);
-            let failure = match leads_to {
-                Some(Some(remote)) if remote == self.remote(binding) => continue,
-                Some(other) => {
-                    let other = other.map_or_else(|| "elsewhere".to_owned(), |remote| format!("to {remote}"));
-                    let reason = format!("host-switch: {binding} already leads {other}");
-                    Failure { kind: FailureKind::Conflict, reason }
-                }
-                None => Failure { kind: kind(&words), reason: format!("host-switch: {words}") },
-            };
-            self.disown(binding);
-            failed.push((binding, failure));
-        }
-        for binding in untold {
-            self.disown(binding);
-            failed.push((binding, too_slow()));
-        }
-        self.save(true);
-        Answer::Done { failed }
-    }
-
-    fn withdraw(&mut self, bindings: &Bindings) -> Answer {
-        let (there, gone): (Vec<Binding>, Vec<Binding>) = bindings.keys().partition(|binding| self.has(**binding));
-        let asked = self.ask(&there, &|binding| ("unexpose", expose::unexpose(binding)));
-        for binding in &asked.done {
-            self.view.as_mut().and_then(|view| view.remove(binding));
-        }
-        gone.iter().chain(&asked.done).for_each(|binding| self.disown(*binding));
-        let untold = untold(&there, &asked);
-        if let Some(wrong) = asked.wrong {
-            let unreached = asked.done.is_empty() && matches!(wrong, Wrong::Unreached(_));
-            self.save(true);
-            return if unreached { self.unreachable(wrong.reason()) } else { self.uncertain(wrong.reason()) };
-        }
-        if !asked.refused.is_empty() {
-            if let Err(reason) = self.look(bindings) {
-                return Answer::Uncertain(reason);
-            }
-        }
-        let mut failed = Vec::new();
-        for (binding, words) in asked.refused {
-            if self.has(binding) {
-                let reason = format!("host-switch: {words}");
-                failed.push((binding, Failure { kind: FailureKind::Failed, reason }));
-            } else {
-                self.disown(binding);
-            }
-        }
-        failed.extend(untold.into_iter().map(|binding| (binding, too_slow())));
-        self.save(true);
-        Answer::Done { failed }
-    }
-
-    fn ask(&self, bindings: &[Binding], request: api::Request<'_>) -> Asked {
-        let end = Instant::now() + self.patience.document;
-        if bindings.is_empty() { Asked::default() } else { self.api.ask(bindings, end, self.patience.request, request) }
-    }
-
     /// A binding is not ours, or not any more.
     fn disown(&mut self, binding: Binding) {
         if !self.strays.contains(&binding) {
@@ -395,28 +305,5 @@ impl Sink for HostSwitch {
             return Some(News::Reset(reason));
         }
         (!self.found.is_empty()).then(|| News::Found(std::mem::take(&mut self.found)))
-    }
-}
-
-/// Those of `all` that have no answer.
-fn untold(all: &[Binding], asked: &Asked) -> Vec<Binding> {
-    let told: Set<Binding> =
-        asked.done.iter().chain(asked.refused.iter().map(|(binding, _)| binding)).copied().collect();
-    all.iter().filter(|binding| !told.contains(binding)).copied().collect()
-}
-
-fn too_slow() -> Failure {
-    Failure { kind: FailureKind::Failed, reason: "host-switch: it is too slow, this is still to be done".into() }
-}
-
-/// What a server's words mean. They are the system's, as Go has them on Linux, macOS and Windows.
-fn kind(words: &str) -> FailureKind {
-    let says = |known: &str| words.contains(known);
-    if says("address already in use") || says("Only one usage of each socket address") {
-        FailureKind::Conflict
-    } else if says("permission denied") || says("forbidden by its access permissions") {
-        FailureKind::Denied
-    } else {
-        FailureKind::Failed
     }
 }

@@ -145,9 +145,9 @@ impl Api {
         } else {
             scope(|threads| {
                 for _ in 1..bindings.len().min(REQUESTS_MAX) {
-                    let builder = Builder::new().name("sink-http-request".into()).stack_size(STACK_BYTES);
+                    let builder = Builder::new().name("sink-expose".into()).stack_size(STACK_BYTES);
                     // Where there is no thread left, there are fewer requests at once.
-                    let _ = builder.spawn_scoped(threads, &work);
+                    let _ = builder.spawn_scoped(threads, work);
                 }
                 work();
             });
