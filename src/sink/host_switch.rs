@@ -41,6 +41,10 @@ const SAME_FAILURE: Duration = Duration::from_millis(50);
 /// A request that was cut off may be carried out that much later.
 const STRAY_MAX: Duration = Duration::from_secs(30);
 
+/// A list of more entries than that is not read again within that time only because the server has refused something.
+const LIST_SMALL: usize = 1000;
+const LIST_PAUSE: Duration = Duration::from_secs(1);
+
 /// A state file of more than that many forwards is written this often at most, where nothing depends on it.
 const STATE_SMALL: usize = 512;
 const STATE_PAUSE: Duration = Duration::from_millis(100);
@@ -97,6 +101,8 @@ pub struct HostSwitch {
     patience: Patience,
     /// What the server holds; `None`: to be read.
     view: Option<Exposed>,
+    /// When that was read.
+    looked: Instant,
     /// What the agent has made there, or is about to make.
     ours: Set<Binding>,
     /// The server has answered in this run, and what an earlier one left is known.
@@ -126,6 +132,7 @@ impl HostSwitch {
             config,
             patience: PATIENCE,
             view: None,
+            looked: now,
             ours: Set::new(),
             met: false,
             lost: None,
@@ -166,7 +173,8 @@ impl HostSwitch {
                 self.view = Some(exposed);
                 self.lost = None;
                 self.warned = false;
-                self.due = Instant::now() + HEARTBEAT;
+                self.looked = Instant::now();
+                self.due = self.looked + HEARTBEAT;
                 self.compare(busy);
                 self.save(false);
                 Ok(())
@@ -176,6 +184,12 @@ impl HostSwitch {
                 Err(reason)
             }
         }
+    }
+
+    /// The server has refused something: what does it hold now?
+    fn look_closer(&mut self, busy: &Bindings) -> Result<(), String> {
+        let long = self.view.as_ref().is_some_and(|view| view.len() > LIST_SMALL);
+        if long && self.looked.elapsed() < LIST_PAUSE { Ok(()) } else { self.look(busy) }
     }
 
     /// The server does not answer, or not as it should.

@@ -8,6 +8,8 @@ use crate::support::engine_stub::{id, ports};
 use crate::support::eventually;
 use crate::world::{World, lines};
 
+type Spoil = fn(&World, &Path);
+
 fn write_token(path: &Path, token: &str, mode: u32) {
     fs::write(path, token).unwrap();
     fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
@@ -48,7 +50,6 @@ fn a_server_that_wants_a_token_is_said_to() {
 
 #[test]
 fn a_bad_state_file_is_one_warning_and_counts_as_empty() {
-    type Spoil = fn(&World, &Path);
     let bad: [(&str, Spoil); 7] = [
         ("EOF while parsing", |world, path| {
             let text = fs::read_to_string(path).unwrap();
@@ -74,21 +75,37 @@ fn a_bad_state_file_is_one_warning_and_counts_as_empty() {
         }),
     ];
     for (why, spoil) in bad {
-        let world = World::new();
-        world.insert_ours("127.0.0.1:8304");
-        world.write_state(&["127.0.0.1:8304"]);
-        spoil(&world, &world.state_file());
-        let agent = world.agent(&[]);
-        world.engine.start(&id(1), ports(&[("80/tcp", "0.0.0.0", "8305")]));
-        world.wait(&["127.0.0.1:8304", "127.0.0.1:8305"], &[]);
-        agent.wait_log(why);
-        assert_eq!(lines(&agent, "what an earlier run left at host-switch is not known"), 1, "{}", agent.log());
-        let state = fs::read_to_string(world.state_file()).unwrap();
-        assert!(state.contains("127.0.0.1:8305") && !state.contains("8304"), "{why}: {state}");
-        assert!(fs::symlink_metadata(world.state_file()).unwrap().is_file(), "{why}");
-        let mode = fs::metadata(world.state_file()).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600, "{why}");
+        spoilt(why, spoil);
     }
+}
+
+#[test]
+#[ignore = "needs root, to give a file away"]
+fn a_foreign_state_file_counts_as_empty() {
+    spoilt("belongs to user 12345", |_, path| {
+        fs::set_permissions(path, Permissions::from_mode(0o644)).unwrap();
+        std::os::unix::fs::chown(path, Some(12345), None).unwrap();
+    });
+    spoilt("has to belong to the agent's user", |_, path| {
+        std::os::unix::fs::chown(path, Some(12345), None).unwrap();
+    });
+}
+
+fn spoilt(why: &str, spoil: Spoil) {
+    let world = World::new();
+    world.insert_ours("127.0.0.1:8304");
+    world.write_state(&["127.0.0.1:8304"]);
+    spoil(&world, &world.state_file());
+    let agent = world.agent(&[]);
+    world.engine.start(&id(1), ports(&[("80/tcp", "0.0.0.0", "8305")]));
+    world.wait(&["127.0.0.1:8304", "127.0.0.1:8305"], &[]);
+    agent.wait_log(why);
+    assert_eq!(lines(&agent, "what an earlier run left at host-switch is not known"), 1, "{}", agent.log());
+    let state = fs::read_to_string(world.state_file()).unwrap();
+    assert!(state.contains("127.0.0.1:8305") && !state.contains("8304"), "{why}: {state}");
+    assert!(fs::symlink_metadata(world.state_file()).unwrap().is_file(), "{why}");
+    let mode = fs::metadata(world.state_file()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "{why}");
 }
 
 #[test]

@@ -39,7 +39,7 @@ impl HostSwitch {
             return self.uncertain(wrong.reason());
         }
         if !asked.refused.is_empty() {
-            if let Err(reason) = self.look(bindings) {
+            if let Err(reason) = self.look_closer(bindings) {
                 return Answer::Uncertain(reason);
             }
         }
@@ -79,7 +79,7 @@ impl HostSwitch {
             return if unreached { self.unreachable(wrong.reason()) } else { self.uncertain(wrong.reason()) };
         }
         if !asked.refused.is_empty() {
-            if let Err(reason) = self.look(bindings) {
+            if let Err(reason) = self.look_closer(bindings) {
                 return Answer::Uncertain(reason);
             }
         }

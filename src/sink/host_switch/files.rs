@@ -110,6 +110,9 @@ enum Problem {
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Problem::Io(error) if error.kind() == ErrorKind::PermissionDenied => {
+                write!(f, "{error}: it has to belong to the agent's user")
+            }
             Problem::Io(error) => error.fmt(f),
             Problem::NoFile => f.write_str("it is no regular file"),
             Problem::Foreign(owner) => write!(f, "it belongs to user {owner}: chown it to the agent's"),
