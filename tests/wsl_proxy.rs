@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use support::agent::Agent;
 use support::engine_stub::{EngineStub, id, ports};
+use support::host_switch::{Fault, HostSwitch};
 use support::wsl_proxy::WslProxy;
-use support::{eventually, within};
+use support::{TempDir, eventually, within};
 
 /// Longer than it takes to notice a restart, by much.
 const NOTICED: Duration = Duration::from_secs(8);
@@ -223,4 +224,95 @@ fn s29_a_slow_wsl_proxy_delays_nobody_else() {
     assert_eq!(proxy.documents(), [""; 0], "wsl-proxy is still busy with the first");
     let open: Vec<String> = (1..=5).map(|n| format!("tcp 127.0.0.1:{}", 8080 + n)).collect();
     proxy.wait_open(&open.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+/// With host-switch as Rancher Desktop has it: whoever connects at wsl-proxy ends up there.
+struct Switched {
+    switch: HostSwitch,
+    proxy: WslProxy,
+    engine: EngineStub,
+    agent: Agent,
+    _dir: TempDir,
+}
+
+impl Switched {
+    fn start(more: &[&str]) -> Switched {
+        let (switch, proxy, engine, dir) = (HostSwitch::start(), WslProxy::new(), EngineStub::new(), TempDir::new());
+        let agent = Switched::agent(&engine, &switch, &proxy, &dir, more);
+        engine.wait_subscriptions(1);
+        Switched { switch, proxy, engine, agent, _dir: dir }
+    }
+
+    fn agent(engine: &EngineStub, switch: &HostSwitch, proxy: &WslProxy, dir: &TempDir, more: &[&str]) -> Agent {
+        let (url, state) = (switch.url(), dir.join("state").display().to_string());
+        let switched = ["--sink", &url, "-tap-interface-ip", "127.0.0.77", "-sockets=false", "--state-file", &state];
+        agent(engine, proxy, &[&switched[..], more].concat())
+    }
+}
+
+#[test]
+fn wsl_proxy_is_told_after_host_switch() {
+    let Switched { switch, proxy, engine, agent, _dir } = Switched::start(&[]);
+    switch.set_fault(Fault::Stall);
+    engine.start(&id(1), ports(&[("80/tcp", "0.0.0.0", "8080"), ("53/udp", "0.0.0.0", "5300")]));
+    eventually("a request", || match switch.requests() {
+        requests if requests.is_empty() => Err("none"),
+        requests => Ok(requests),
+    });
+    assert_eq!(proxy.documents(), [""; 0]);
+    switch.set_fault(Fault::None);
+    proxy.wait_open(&["tcp 127.0.0.1:8080", "udp 127.0.0.1:5300"]);
+    let both = ["tcp 127.0.0.1:8080 127.0.0.77:8080", "udp 127.0.0.1:5300 127.0.0.77:5300"];
+    switch.wait_forwards(&both);
+
+    engine.end(&id(1));
+    switch.wait_forwards(&[]);
+    proxy.wait_open(&[]);
+    engine.start(&id(2), ports(&[("80/tcp", "0.0.0.0", "8082")]));
+    proxy.wait_open(&["tcp 127.0.0.1:8082"]);
+    assert_eq!(agent.stop(), Some(0));
+    switch.wait_forwards(&[]);
+    proxy.wait_open(&[]);
+}
+
+#[test]
+fn s13_wsl_proxy_is_not_told_of_a_conflict_until_it_is_resolved() {
+    let Switched { switch, proxy, engine, agent, _dir } = Switched::start(&[]);
+    switch.busy("127.0.0.1:8080", Some("listen tcp 127.0.0.1:8080: bind: address already in use"));
+    engine.start(&id(1), ports(&[("80/tcp", "0.0.0.0", "8080"), ("81/tcp", "0.0.0.0", "8081")]));
+    agent.wait_log("conflict binding=127.0.0.1:8080/tcp");
+    proxy.wait_open(&["tcp 127.0.0.1:8081"]);
+    proxy.wait_documents(&[&announced(("81/tcp", "127.0.0.1", "8081"))]);
+    switch.busy("127.0.0.1:8080", None);
+    proxy.wait_open(&["tcp 127.0.0.1:8080", "tcp 127.0.0.1:8081"]);
+}
+
+/// wsl-proxy cannot be asked what it holds; what an earlier run left at host-switch, that run has told it of.
+#[test]
+fn s24_what_a_killed_agent_left_goes_from_wsl_proxy_too() {
+    let Switched { switch, proxy, engine, agent, _dir } = Switched::start(&[]);
+    engine.start(&id(1), ports(&[("80/tcp", "0.0.0.0", "8080")]));
+    engine.start(&id(2), ports(&[("80/tcp", "0.0.0.0", "8081")]));
+    proxy.wait_open(&["tcp 127.0.0.1:8080", "tcp 127.0.0.1:8081"]);
+    agent.process.signal(nix::sys::signal::Signal::SIGKILL);
+    drop(agent);
+    engine.forget(&id(2));
+    let again = Switched::agent(&engine, &switch, &proxy, &_dir, &[]);
+    proxy.wait_open(&["tcp 127.0.0.1:8080"]);
+    switch.wait_forwards(&["tcp 127.0.0.1:8080 127.0.0.77:8080"]);
+    assert_eq!(again.stop(), Some(0));
+    proxy.wait_open(&[]);
+}
+
+/// A restart of wsl-proxy changes nothing at host-switch.
+#[test]
+fn s02_host_switch_does_not_notice_a_restart_of_wsl_proxy() {
+    let Switched { switch, proxy, engine, agent: _agent, _dir } = Switched::start(&[]);
+    engine.start(&id(1), ports(&[("80/tcp", "0.0.0.0", "8080")]));
+    proxy.wait_open(&["tcp 127.0.0.1:8080"]);
+    switch.forget_requests();
+    proxy.restart();
+    proxy.wait_open(&["tcp 127.0.0.1:8080"]);
+    let changes = switch.requests().iter().filter(|request| request.path.ends_with("expose")).count();
+    assert_eq!(changes, 0);
 }
