@@ -33,7 +33,9 @@ const ALL_CPU_PERCENT_MAX: f64 = 0.2;
 pub fn measure() -> Vec<Row> {
     let mut rows = docker();
     rows.extend(containerd_and_nat());
-    rows.extend(everything());
+    if cfg!(feature = "kubernetes") {
+        rows.extend(everything());
+    }
     rows.push(come_and_gone());
     rows
 }

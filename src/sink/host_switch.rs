@@ -276,6 +276,8 @@ impl Sink for HostSwitch {
         }
         if self.view.is_none() {
             if let Err(reason) = self.look(&document.bindings) {
+                // The agent says so.
+                self.warned = true;
                 return Answer::Unreachable(reason);
             }
         }
@@ -303,7 +305,7 @@ impl Sink for HostSwitch {
             Ok(()) => {}
             Err(reason) => {
                 if !std::mem::replace(&mut self.warned, true) {
-                    log::warn!("host-switch does not answer, trying on reason={reason:?}");
+                    log::warn!("what host-switch has cannot be read, trying on reason={reason:?}");
                 }
             }
         }

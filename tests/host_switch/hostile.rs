@@ -27,7 +27,7 @@ fn survives(fault: Fault, said: &str) -> (World, Agent) {
 
 #[test]
 fn stalls() {
-    let (world, agent) = survives(Fault::Stall, "timeout");
+    let (world, agent) = survives(Fault::Stall, "does not answer in time");
     // What was cut off may have been carried out late.
     world.wait(&["127.0.0.1:8401", "127.0.0.1:8404", "127.0.0.1:8405"], &[]);
     assert_eq!(agent.stop(), Some(0));
@@ -115,5 +115,5 @@ fn a_failing_server_is_no_flood_of_lines() {
     });
     assert!(agent.log().lines().count() < 30, "{}", agent.log());
     assert!(world.server.requests().len() < 60, "{}", world.server.requests().len());
-    assert_eq!(lines(&agent, "host-switch does not answer"), 1, "{}", agent.log());
+    assert_eq!(lines(&agent, "what host-switch has cannot be read"), 1, "{}", agent.log());
 }

@@ -219,7 +219,10 @@ impl Api {
             ),
             _ => false,
         };
-        let reason = format!("{}: {error}", self.shown);
+        let reason = match error {
+            ureq::Error::Timeout(_) => format!("{} does not answer in time", self.shown),
+            error => format!("{}: {error}", self.shown),
+        };
         if unreached { Wrong::Unreached(reason) } else { Wrong::Cut(reason) }
     }
 }
