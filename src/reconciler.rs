@@ -319,7 +319,7 @@ impl Reconciler {
             if last {
                 self.claimants.remove(&binding);
                 self.doubtful.remove(&binding);
-            } else if owner.source != Source::Sockets && claimants.iter().all(|c| c.owner.source == Source::Sockets) {
+            } else if !owner.is_socket() && claimants.iter().all(|c| c.owner.is_socket()) {
                 self.doubtful.insert(binding);
             }
         }
@@ -359,14 +359,15 @@ impl Reconciler {
     }
 
     /// Tells every ledger whether this published binding asks for a forward there: of its claimants, the oldest that
-    /// the sink is told of counts, and what is only seen to listen comes last.
+    /// the sink is told of counts; a socket only where nobody else claims it.
     fn spread(&mut self, published: Binding) {
         let everywhere = published.host_ip.is_unspecified()
             || (self.relay.is_some()
                 && self.claimants.contains_key(&published.on(unspecified_like(published.host_ip))));
         let claimants = self.claimants.get(&published).map(Vec::as_slice).unwrap_or_default();
-        let doubtful = self.doubtful.contains(&published);
-        let allowed = claimants.iter().filter(|c| !c.denied && !(doubtful && c.owner.source == Source::Sockets));
+        // What a container claims is the container's, also where a rule denies it.
+        let not_sockets = self.doubtful.contains(&published) || claimants.iter().any(|c| !c.owner.is_socket());
+        let allowed = claimants.iter().filter(|c| !c.denied && !(not_sockets && c.owner.is_socket()));
         for (i, sink) in self.sinks.iter().enumerate() {
             let exposed = if sink.role == Role::Peer { self.policy.expose(published) } else { published };
             // Whether the sink ahead has it, as far as it is told of the owner.
@@ -382,8 +383,7 @@ impl Reconciler {
                         && sink.after.is_none_or(|ahead| has(ahead.0, exposed, owner))
                 }
             };
-            let told = allowed.clone().filter(|c| sink.is_told_of(&c.owner));
-            let claimant = told.min_by_key(|c| c.owner.source == Source::Sockets);
+            let claimant = allowed.clone().find(|c| sink.is_told_of(&c.owner));
             let asks = claimant.filter(|c| sink.objection(published).is_none() && is_ready(&c.owner));
             let Some(ledger) = self.ledgers.get_mut(i) else { continue };
             match asks {

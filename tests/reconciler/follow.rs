@@ -191,3 +191,14 @@ fn s19_rules_decide_by_source_port_and_order() {
     assert_eq!(agent.held(0), "");
     assert_eq!(owner(Source::Sockets, "udp/68").to_string(), "sockets:udp/68");
 }
+
+#[test]
+fn s19_a_rule_for_a_source_is_not_got_around_by_the_socket_behind_it() {
+    let mut agent = rancher_desktop(rules(&[("tcp/80@docker", false)]), &[]);
+    agent.claim(Source::Sockets, "tcp/80", "0.0.0.0:80/tcp");
+    agent.claim(Source::Docker, "a", "0.0.0.0:80/tcp");
+    assert_eq!(agent.held(0), "", "docker-proxy listens for the container");
+    agent.claim(Source::Docker, "a", "");
+    agent.snapshot(Source::Sockets, &[("tcp/80", "0.0.0.0:80/tcp")]);
+    assert_eq!(agent.held(0), "0.0.0.0:80/tcp", "not for the container any more");
+}
