@@ -46,7 +46,7 @@ pub trait Sink: Send {
     /// The agent ends: what is left is to be carried out as fast as can be. Called before each document from then on.
     fn hurry(&mut self) {}
 
-    /// Asked after each document and beat: what has become known of the peer meanwhile.
+    /// Asked after each document and beat, until it is nothing: what has become known of the peer meanwhile.
     fn take_news(&mut self) -> Option<News> {
         None
     }
@@ -93,11 +93,13 @@ impl Running {
                     }
                     Err(RecvTimeoutError::Disconnected) => false,
                 };
-                let news = sink.take_news().map(|news| match news {
-                    News::Reset(reason) => Event::SinkReset { sink: id, reason },
-                    News::Found(bindings) => Event::Found { sink: id, bindings },
-                });
-                listening &= news.is_none_or(|event| events.send(event).is_ok());
+                while let Some(news) = sink.take_news().filter(|_| listening) {
+                    let event = match news {
+                        News::Reset(reason) => Event::SinkReset { sink: id, reason },
+                        News::Found(bindings) => Event::Found { sink: id, bindings },
+                    };
+                    listening = events.send(event).is_ok();
+                }
             }
         };
         let thread = spawn(name, Box::new(run))?;

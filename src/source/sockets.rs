@@ -36,6 +36,10 @@ const TROUBLED_PAUSE: Duration = Duration::from_secs(1);
 /// How long the addresses where the host comes in are believed while no socket changes.
 const OUTWARD_AGE_MAX: Duration = Duration::from_secs(5);
 
+/// How often the whole view is sent though it has not changed: of a port that a container gave up, the reconciler believes
+/// only what it is told later that it is still listened on.
+const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Looks at sockets again and again.
 pub struct Sockets {
     interval: Duration,
@@ -61,6 +65,7 @@ impl Sockets {
             view: View::default(),
             looks: 0,
             sent: None,
+            snapshot: Instant::now(),
             trouble: None,
         };
         loop {
@@ -92,6 +97,8 @@ struct Session<'a> {
     looks: u32,
     /// What people were told; `None`: nothing yet.
     sent: Option<Map<Arc<str>, Bindings>>,
+    /// When they were told all of it.
+    snapshot: Instant,
     /// What they were told is wrong.
     trouble: Option<String>,
 }
@@ -126,7 +133,12 @@ impl Session<'_> {
     fn publish(&mut self, looked: Result<Option<Map<Arc<str>, Bindings>>, ScanError>) {
         let claims = match looked {
             Ok(Some(claims)) => claims,
-            Ok(None) => return,
+            Ok(None) => {
+                if self.snapshot.elapsed() >= SNAPSHOT_INTERVAL {
+                    self.send_snapshot(self.sent.clone().unwrap_or_default());
+                }
+                return;
+            }
             Err(error) => {
                 let reason = Some(error.to_string());
                 if self.trouble != reason {
@@ -149,11 +161,16 @@ impl Session<'_> {
             // Nothing has been seen twice yet.
             _ if self.looks < 2 => return,
             Some(_) | None => {
-                self.context.send(Event::Snapshot { source: Source::Sockets, claims: claims.clone() });
+                self.send_snapshot(claims.clone());
                 self.trouble = None;
             }
         }
         self.sent = Some(claims);
+    }
+
+    fn send_snapshot(&mut self, claims: Map<Arc<str>, Bindings>) {
+        self.snapshot = Instant::now();
+        self.context.send(Event::Snapshot { source: Source::Sockets, claims });
     }
 
     fn claim(&self, key: &Arc<str>, bindings: Bindings) {

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rancher_desktop_agent::event::{Answer, Command, Event, Operation, Owner, Report, SinkId, Source};
+use rancher_desktop_agent::event::{
+    Answer, Command, Event, Failure, FailureKind, Operation, Owner, Report, SinkId, Source,
+};
 use rancher_desktop_agent::policy::Policy;
 use rancher_desktop_agent::port::Bindings;
 use rancher_desktop_agent::reconciler::{Reconciler, Role, Settings, SinkSettings};
@@ -13,49 +15,57 @@ use super::sim::bindings;
 const GRACE: Duration = Duration::from_secs(10);
 
 /// A reconciler whose documents are all carried out at once.
-struct Agent {
+pub struct Agent {
     reconciler: Reconciler,
     now: Instant,
     held: Vec<Bindings>,
-    documents: usize,
-    reports: Vec<Report>,
+    pub documents: usize,
+    pub reports: Vec<Report>,
+    /// What is refused as a conflict, at the first sink.
+    pub busy: Bindings,
 }
 
 impl Agent {
     fn new(sinks: &[SinkSettings]) -> Agent {
-        Agent::watching(&[], sinks)
+        Agent::with(sinks, Policy { admin: true, ..Policy::default() }, &[])
     }
 
-    fn watching(sources: &[Source], sinks: &[SinkSettings]) -> Agent {
-        let settings = Settings {
-            policy: Policy { admin: true, ..Policy::default() },
-            grace: GRACE,
-            sinks: sinks.to_vec(),
-            sources: sources.to_vec(),
-        };
+    pub fn with(sinks: &[SinkSettings], policy: Policy, sources: &[Source]) -> Agent {
+        let settings = Settings { policy, grace: GRACE, sinks: sinks.to_vec(), sources: sources.to_vec() };
         Agent {
             reconciler: Reconciler::new(settings),
             now: Instant::now(),
             held: vec![Bindings::new(); sinks.len()],
             documents: 0,
             reports: Vec::new(),
+            busy: Bindings::new(),
         }
     }
 
-    fn apply(&mut self, event: Event) {
+    pub fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.apply(Event::Tick);
+    }
+
+    pub fn apply(&mut self, event: Event) {
         let mut events = vec![event];
         while let Some(event) = events.pop() {
             for command in self.reconciler.apply(event, self.now) {
                 match command {
                     Command::Send(sink, document) => {
                         self.documents += 1;
+                        let mut failed = Vec::new();
                         for (binding, port) in document.bindings {
                             match document.operation {
+                                Operation::Announce if sink == SinkId(0) && self.busy.contains_key(&binding) => {
+                                    let reason = "in use".to_owned();
+                                    failed.push((binding, Failure { kind: FailureKind::Conflict, reason }));
+                                }
                                 Operation::Announce => drop(self.held[sink.0].insert(binding, port)),
                                 Operation::Withdraw => drop(self.held[sink.0].remove(&binding)),
                             }
                         }
-                        let answer = Answer::Done { failed: Vec::new() };
+                        let answer = Answer::Done { failed };
                         events.push(Event::Answered { sink, ticket: document.ticket, answer });
                     }
                     Command::Report(report) => self.reports.push(report),
@@ -64,11 +74,11 @@ impl Agent {
         }
     }
 
-    fn claim(&mut self, source: Source, key: &str, text: &str) {
+    pub fn claim(&mut self, source: Source, key: &str, text: &str) {
         self.apply(Event::Claim { owner: owner(source, key), bindings: bindings(text) });
     }
 
-    fn snapshot(&mut self, source: Source, claims: &[(&str, &str)]) {
+    pub fn snapshot(&mut self, source: Source, claims: &[(&str, &str)]) {
         let claims = claims.iter().map(|(k, b)| (Arc::from(*k), bindings(b))).collect();
         self.apply(Event::Snapshot { source, claims });
     }
@@ -83,12 +93,12 @@ impl Agent {
         self.reports.iter().filter_map(stale).collect()
     }
 
-    fn held(&self, sink: usize) -> String {
+    pub fn held(&self, sink: usize) -> String {
         super::sim::show(self.held[sink].keys())
     }
 }
 
-fn owner(source: Source, key: &str) -> Owner {
+pub fn owner(source: Source, key: &str) -> Owner {
     Owner { source, key: key.into() }
 }
 
@@ -215,38 +225,4 @@ fn owners_are_shown_as_people_know_them() {
     ] {
         assert_eq!(owner(source, key).to_string(), expect);
     }
-}
-
-/// host-switch, and wsl-proxy behind it.
-fn followed() -> [SinkSettings; 2] {
-    let peer = SinkSettings { ipv4_only: true, ..SinkSettings::of_all(Role::Peer) };
-    [peer, SinkSettings { after: Some(SinkId(0)), ..peer }]
-}
-
-#[test]
-fn s24_what_was_found_is_taken_over_or_goes_from_who_follows_too() {
-    let mut agent = Agent::watching(&[Source::Docker], &followed());
-    // What an earlier run has left at both.
-    let left = bindings("0.0.0.0:80/tcp 0.0.0.0:81/tcp");
-    agent.held = vec![left.clone(), left.clone()];
-    agent.apply(Event::Found { sink: SinkId(0), bindings: left.keys().copied().collect() });
-    assert_eq!(agent.documents, 0, "nothing is known yet");
-    agent.snapshot(Source::Docker, &[("c1", "0.0.0.0:80/tcp")]);
-    assert_eq!([agent.held(0), agent.held(1)], ["0.0.0.0:80/tcp"; 2]);
-    // At the one that says what it has, only the withdrawal; the other is told again.
-    assert_eq!(agent.documents, 3);
-    agent.snapshot(Source::Docker, &[]);
-    assert_eq!([agent.held(0), agent.held(1)], [""; 2]);
-}
-
-#[test]
-fn s24_what_was_found_goes_after_the_grace_where_no_source_speaks() {
-    let mut agent = Agent::watching(&[Source::Docker], &followed());
-    let left = bindings("0.0.0.0:80/tcp");
-    agent.held = vec![left.clone(), left.clone()];
-    agent.apply(Event::Found { sink: SinkId(0), bindings: left.keys().copied().collect() });
-    assert_eq!(agent.reconciler.deadline(), Some(agent.now + GRACE));
-    agent.now += GRACE;
-    agent.apply(Event::Tick);
-    assert_eq!([agent.held(0), agent.held(1)], [""; 2]);
 }
