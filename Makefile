@@ -2,6 +2,8 @@
 
 # What `make demo` shows: docker or containerd.
 ENGINE ?= docker
+# Who is told: hostagent, our own host end, or host-switch, a stand-in for Rancher Desktop's.
+SINK ?= hostagent
 DEPS_docker = docker
 DEPS_containerd = containerd cni demo
 PREFIX ?= /usr/local
@@ -16,9 +18,10 @@ BINARIES = rancher-desktop-guestagent rancher-desktop-hostagent
 help: ## show this
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
-demo: build ## show a container's ports answering on the host (root; a few seconds after the build; ENGINE=containerd)
+demo: build ## show a container's ports answering on the host (root; a few seconds after the build; ENGINE=containerd, SINK=host-switch)
 	@scripts/deps.sh $(DEPS_$(ENGINE))
-	@scripts/demo.sh $(ENGINE)
+	@[ $(SINK) != host-switch ] || cargo build --locked --release --example host-switch-stand-in
+	@scripts/demo.sh $(ENGINE) $(SINK)
 
 test: musl ## run every test, against real engines and in a VM (root; installs what is missing)
 	@scripts/deps.sh docker podman containerd cni openssl vm

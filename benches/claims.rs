@@ -27,6 +27,8 @@
 mod containerd;
 #[path = "claims/docker.rs"]
 mod docker;
+#[path = "claims/host_switch.rs"]
+mod host_switch;
 #[path = "claims/idle.rs"]
 mod idle;
 #[cfg(feature = "kubernetes")]
@@ -44,6 +46,8 @@ mod relay;
 mod report;
 #[path = "claims/size.rs"]
 mod size;
+#[path = "claims/sockets.rs"]
+mod sockets;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
@@ -60,8 +64,10 @@ const GROUPS: &[(&str, Measure)] = &[
     ("docker", docker::measure),
     ("containerd", containerd::measure),
     ("nat", nat::measure),
+    ("sockets", sockets::measure),
     #[cfg(feature = "kubernetes")]
     ("kubernetes", kubernetes::measure),
+    ("host-switch", host_switch::measure),
     ("reconciler", reconciler::measure),
     ("relay", relay::measure),
     ("idle", idle::measure),
@@ -78,6 +84,9 @@ struct Wish {
 
 fn main() -> ExitCode {
     let mut args: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(code) = sockets::hold_connections(&args) {
+        return code;
+    }
     // `cargo bench` says so; `cargo test --all-targets`, which runs this program too, does not.
     if !args.iter().any(|arg| arg == "--bench") {
         eprintln!("claims: nothing measured: this is for cargo bench");

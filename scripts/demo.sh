@@ -1,20 +1,31 @@
 #!/usr/bin/env bash
-# Shows the main job: a guest (a network namespace) with an engine and the agent, this machine as its host with the host
-# end, containers whose published ports answer on this machine's loopback, and refuse once they are gone. Needs root.
-# Everything it starts and makes is gone afterwards, on failure too.
+# Shows the main job: a guest (a network namespace) with an engine and the agent, its host with somebody who forwards,
+# containers whose published ports answer on the host's loopback, and refuse once they are gone. Needs root. Everything
+# it starts and makes is gone afterwards, on failure too.
 #
-#   scripts/demo.sh [docker|containerd]
+#   scripts/demo.sh [docker|containerd] [hostagent|host-switch]
+#
+# With hostagent the host is this machine, and our own host end forwards. With host-switch the host is a second
+# namespace, where a stand-in for Rancher Desktop's host-switch forwards, and the agent gets no flag but its engine's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 BIN=$PWD/target/release
 ENGINE=${1:-docker}
-case $ENGINE in docker | containerd) ;; *) echo "usage: scripts/demo.sh [docker|containerd]" >&2; exit 2 ;; esac
+SINK=${2:-hostagent}
+case $ENGINE:$SINK in
+docker:hostagent | containerd:hostagent | docker:host-switch | containerd:host-switch) ;;
+*) echo "usage: scripts/demo.sh [docker|containerd] [hostagent|host-switch]" >&2; exit 2 ;;
+esac
 [ "$(id -u)" = 0 ] || { echo "demo: needs root, for a network namespace and $ENGINE" >&2; exit 1; }
 
 W=$(mktemp -d /tmp/rda-demo.XXXX)
 NS=rda-demo-$$
 LINK=rdademo$(($$ % 100000))
-GUEST=192.168.143.2
+case $SINK in
+hostagent) GUEST=192.168.143.2 HOST=192.168.143.1 ;;
+# Rancher Desktop's own addresses, which both sides take for granted.
+host-switch) GUEST=192.168.127.2 HOST=192.168.127.1 ;;
+esac
 SOCKET=$W/engine.sock
 pids=()
 spaces=("$NS")
@@ -48,11 +59,21 @@ until_ok() {
 # What runs inside the guest. nsenter, not `ip netns exec`, which would hide the cgroups from an engine.
 in_guest=(nsenter --net="/var/run/netns/$NS")
 
+# What runs on the host: this machine itself, or a namespace.
+on_host=()
+[ "$SINK" = hostagent ] || on_host=(nsenter --net="/var/run/netns/$NS-host")
+
 start_agent() { # VARIABLE=VALUE... -- FLAG...
   local variables=()
   while [ "$1" != -- ]; do variables+=("$1") && shift; done
   shift
-  "${in_guest[@]}" env "${variables[@]}" "$BIN/rancher-desktop-guestagent" "$@" --sink "unix://$W/host.sock" 2>"$W/agent.log" &
+  local agent=("$BIN/rancher-desktop-guestagent" "$@")
+  case $SINK in
+  hostagent) agent+=(--sink "unix://$W/host.sock") ;;
+  # With a /run of its own, where its state is kept, as in a guest that has just booted.
+  host-switch) agent=(unshare --mount sh -c 'mount -t tmpfs -o mode=0755 tmpfs /run && exec "$@"' sh "${agent[@]}") ;;
+  esac
+  "${in_guest[@]}" env "${variables[@]}" "${agent[@]}" 2>"$W/agent.log" &
   pids+=($!)
 }
 
@@ -141,30 +162,59 @@ containerd_remove() {
   cni DEL "$1" bridge <"$W/$1.bridge"
 }
 
+# --- who forwards, on the host
+
+hostagent_namespace() {
+  if ip -4 addr show | grep -q ' 192\.168\.143\.'; then
+    echo "demo: this machine uses 192.168.143.0/24 already, which the demo's guest needs" >&2
+    exit 1
+  fi
+  for port in 8080 8081; do
+    ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || { echo "demo: port $port of this machine is taken" >&2; exit 1; }
+  done
+}
+hostagent_start() {
+  echo "2. the host end on this machine, the agent in the guest"
+  "$BIN/rancher-desktop-hostagent" --listen "unix://$W/host.sock" >"$W/host.out" 2>"$W/hostagent.log" &
+  pids+=($!)
+}
+# What the host end says it has opened: port, address and protocol.
+hostagent_open() {
+  sed -n 's/.*"event":"opened".*"protocol":"\([a-z]*\)","hostIp":"\([^"]*\)","hostPort":\([0-9]*\).*/\3 \2 \1/p' "$W/host.out"
+}
+
+host-switch_namespace() {
+  ip netns add "$NS-host"
+  spaces+=("$NS-host")
+  ip -n "$NS-host" link set lo up
+}
+host-switch_start() {
+  echo "2. a stand-in for host-switch at http://$HOST:80, the agent in the guest, with no flag but -$ENGINE"
+  "${on_host[@]}" "$BIN/examples/host-switch-stand-in" >"$W/host.out" 2>"$W/host-switch.log" &
+  pids+=($!)
+}
+# What its API lists.
+host-switch_open() {
+  "${on_host[@]}" curl -s --noproxy '*' --max-time 5 "http://$HOST:80/services/forwarder/all" |
+    sed 's/},/&\n/g' | sed -n 's/.*"local":"\(.*\):\([0-9]*\)","remote".*"protocol":"\([a-z]*\)".*/\2 \1 \3/p'
+}
+
 # --- the demo
 
-if ip -4 addr show | grep -q ' 192\.168\.143\.'; then
-  echo "demo: this machine uses 192.168.143.0/24 already, which the demo's guest needs" >&2
-  exit 1
-fi
-for port in 8080 8081; do
-  ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || { echo "demo: port $port of this machine is taken" >&2; exit 1; }
-done
-
 echo "1. a guest: a network namespace with $ENGINE"
+"${SINK}_namespace"
 ip netns add "$NS"
 ip link add "$LINK" type veth peer name eth0 netns "$NS"
-ip addr add 192.168.143.1/24 dev "$LINK"
-ip link set "$LINK" up
-ip -n "$NS" addr add $GUEST/24 dev eth0
+[ "$SINK" = hostagent ] || ip link set "$LINK" netns "$NS-host"
+"${on_host[@]}" ip addr add "$HOST/24" dev "$LINK"
+"${on_host[@]}" ip link set "$LINK" up
+ip -n "$NS" addr add "$GUEST/24" dev eth0
 ip -n "$NS" link set eth0 up
 ip -n "$NS" link set lo up
-ip -n "$NS" route add default via 192.168.143.1
+ip -n "$NS" route add default via "$HOST"
 "${ENGINE}_start"
 
-echo "2. the host end on this machine, the agent in the guest"
-"$BIN/rancher-desktop-hostagent" --listen "unix://$W/host.sock" >"$W/host.out" 2>"$W/hostagent.log" &
-pids+=($!)
+"${SINK}_start"
 "${ENGINE}_watch"
 until_ok 30 "$ENGINE answers" "${ENGINE}_answers"
 mkdir "$W/image"
@@ -176,24 +226,22 @@ echo "3. containers with -p 8080:80 -p 127.0.0.1:8081:80 …  and  -p 8082:53/ud
 "${ENGINE}_run" web "8080:80 127.0.0.1:8081:80" /busybox httpd -f -p 80 -h /
 "${ENGINE}_run" echo "8082:53/udp" /udp_echo 53
 
-http() { curl -s -o /dev/null --max-time 2 -w '%{http_code}' "http://127.0.0.1:$1/busybox"; }
+http() { "${on_host[@]}" curl -s -o /dev/null --max-time 2 -w '%{http_code}' "http://127.0.0.1:$1/busybox"; }
+# The shell on the host is to expand these, not this one.
+# shellcheck disable=SC2016
 echo_udp() {
-  exec 3<>"/dev/udp/127.0.0.1/$1"
-  echo hello >&3
-  # Not `read`, which takes a byte at a time and so loses the rest of a datagram.
-  local answer
-  answer=$(timeout 1 dd bs=64 count=1 status=none <&3) || true
-  exec 3>&-
-  [ "$answer" = hello ]
+  # dd, not `read`, which takes a byte at a time and so loses the rest of a datagram.
+  "${on_host[@]}" bash -c 'exec 3<>"/dev/udp/127.0.0.1/$1"; echo hello >&3
+    [ "$(timeout 1 dd bs=64 count=1 status=none <&3)" = hello ]' bash "$1"
 }
 until_ok 10 "port 8080 answers" http 8080
 until_ok 10 "port 8081 answers" http 8081
 until_ok 10 "port 8082/udp answers" echo_udp 8082
 
 row() { printf '   %-24s %-22s %s\n' "$@"; }
-row "PUBLISHED IN THE GUEST" "OPEN ON THIS HOST" "ANSWER THERE"
-# What the host end says it has opened, asked over this machine's own loopback.
-sed -n 's/.*"event":"opened".*"protocol":"\([a-z]*\)","hostIp":"\([^"]*\)","hostPort":\([0-9]*\).*/\3 \2 \1/p' "$W/host.out" |
+row "PUBLISHED IN THE GUEST" "OPEN ON THE HOST" "ANSWER THERE"
+# What is open, asked over the host's own loopback.
+"${SINK}_open" |
   sort -u | while read -r port ip protocol; do
     case $port in
     8080) published="-p 8080:80" ;;
@@ -213,9 +261,11 @@ echo "4. the containers go"
 "${ENGINE}_remove" web
 "${ENGINE}_remove" echo
 for port in 8080 8081; do
-  until_ok 10 "port $port refuses" bash -c "! (exec 3<>/dev/tcp/127.0.0.1/$port)"
+  until_ok 10 "port $port refuses" "${on_host[@]}" bash -c "! (exec 3<>/dev/tcp/127.0.0.1/$port)"
   row "" "127.0.0.1:$port/tcp" "refused"
 done
-until_ok 10 "port 8082/udp is closed" bash -c "! ss -Hlun 'sport = :8082' | grep -q ."
+until_ok 10 "port 8082/udp is closed" "${on_host[@]}" bash -c "! ss -Hlun 'sport = :8082' | grep -q ."
 row "" "127.0.0.1:8082/udp" "closed"
+left=$("${SINK}_open" | wc -l)
+[ "$SINK" = hostagent ] || [ "$left" = 0 ] || { echo "demo: $left forwards are left at host-switch" >&2; exit 1; }
 echo "demo: done in $SECONDS s"

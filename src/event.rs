@@ -67,10 +67,15 @@ pub struct Owner {
 }
 
 impl Owner {
+    /// Whether it is only seen to listen.
+    pub fn is_socket(&self) -> bool {
+        self.source == Source::Sockets
+    }
+
     /// Whether it listens on its TCP ports itself: a socket does; Podman does so once its rules are written, and the
     /// container does not start where somebody else was faster.
     pub fn listens(&self) -> bool {
-        self.source == Source::Sockets || (self.source == Source::Nat && self.key.starts_with(PODMAN))
+        self.is_socket() || (self.source == Source::Nat && self.key.starts_with(PODMAN))
     }
 }
 

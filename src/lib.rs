@@ -6,6 +6,7 @@
 //! 2. [`policy`] and [`reconciler`]: what the host should hold, and what is to be said for it.
 //! 3. [`agent`]: the loop that carries events to the reconciler and commands to the sinks.
 //! 4. [`source`] and [`parse`]: where published ports are seen.
+//!    [`sock_diag`] asks the kernel what listens, and [`holder`] who.
 //! 5. [`sink`] and [`wire`]: who is told, and in what words.
 //! 6. [`relay`]: TCP and UDP pipes, for the agent and for the host end.
 //! 7. [`host`]: the host end.
@@ -20,6 +21,7 @@ pub mod cidr;
 pub mod config;
 pub mod event;
 pub mod flags;
+pub mod holder;
 pub mod host;
 pub mod http;
 pub mod logging;
@@ -33,6 +35,7 @@ pub mod queue;
 pub mod reconciler;
 pub mod relay;
 pub mod sink;
+pub mod sock_diag;
 pub mod source;
 pub mod stop;
 pub mod supervisor;

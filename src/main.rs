@@ -12,7 +12,7 @@ use rancher_desktop_agent::event::{Event, Source};
 use rancher_desktop_agent::queue::Sender;
 use rancher_desktop_agent::source::child::{self, Privileges};
 use rancher_desktop_agent::supervisor::spawn;
-use rancher_desktop_agent::{logging, privileges};
+use rancher_desktop_agent::{holder, logging, privileges};
 
 const EXIT_FAILED: u8 = 1;
 const EXIT_USAGE: u8 = 2;
@@ -97,7 +97,9 @@ fn run(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
     // Blocked before any thread starts, so that only the signal thread sees them.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     signals.thread_block()?;
-    privileges::drop_to(&needed_capabilities(config))?;
+    // Only the relay can find a port taken that is published nowhere else, and then tells by whom.
+    let aside: &[Capability] = if needs_relay(config) { &holder::CAPABILITIES } else { &[] };
+    privileges::drop_to(&needed_capabilities(config), aside)?;
     let agent = Agent::start(config, privileges::raise_file_limit()?)?;
     watch_signals(signals, agent.sender())?;
     log::info!("started version={} {}", env!("CARGO_PKG_VERSION"), summary(config));

@@ -1,7 +1,8 @@
 //! What a process may do: gives up the privileges it no longer needs once its sockets are open, and takes all the
 //! descriptors it is allowed.
 //!
-//! Capabilities belong to threads: this must run before any other thread is started. Never gives anything back.
+//! Capabilities belong to threads: [`drop_to`] must run before any other thread is started. What it gives up is gone; what
+//! it only lays aside can be taken up by one thread for one job ([`with`]), and by no program that is started.
 
 use std::fmt;
 
@@ -29,11 +30,13 @@ fn failed<E: fmt::Display>(step: &'static str) -> impl FnOnce(E) -> PrivilegeErr
 }
 
 /// Gives up every capability of the calling thread but those of `keep` that it has, in the bounding set too where that
-/// is allowed, and makes sure that no program it starts gains any (`no_new_privs`).
-pub fn drop_to(keep: &[Capability]) -> Result<(), PrivilegeError> {
+/// is allowed, and makes sure that no program it starts gains any (`no_new_privs`). Those of `aside` are laid aside: they
+/// stay permitted, but are not in effect.
+pub fn drop_to(keep: &[Capability], aside: &[Capability]) -> Result<(), PrivilegeError> {
     prctl::set_no_new_privs().map_err(failed("set no_new_privs"))?;
-    let permitted = caps::read(None, CapSet::Permitted).map_err(failed("read the permitted capabilities"))?;
+    let mut permitted = caps::read(None, CapSet::Permitted).map_err(failed("read the permitted capabilities"))?;
     let kept: CapsHashSet = permitted.iter().copied().filter(|cap| keep.contains(cap)).collect();
+    // Without those laid aside: a program that root starts gets what is both permitted and bounding.
     if permitted.contains(&Capability::CAP_SETPCAP) {
         for cap in caps::read(None, CapSet::Bounding).map_err(failed("read the bounding set"))? {
             if !kept.contains(&cap) {
@@ -44,8 +47,42 @@ pub fn drop_to(keep: &[Capability]) -> Result<(), PrivilegeError> {
     caps::clear(None, CapSet::Ambient).map_err(failed("clear the ambient set"))?;
     // In this order: the effective set must never hold what the permitted one lacks.
     caps::set(None, CapSet::Effective, &kept).map_err(failed("shrink the effective set"))?;
-    caps::set(None, CapSet::Permitted, &kept).map_err(failed("shrink the permitted set"))?;
+    permitted.retain(|cap| keep.contains(cap) || aside.contains(cap));
+    caps::set(None, CapSet::Permitted, &permitted).map_err(failed("shrink the permitted set"))?;
     caps::clear(None, CapSet::Inheritable).map_err(failed("clear the inheritable set"))
+}
+
+/// Does something with those capabilities in effect, on this thread alone, as far as they were laid aside.
+pub fn with<T>(capabilities: &[Capability], job: impl FnOnce() -> T) -> T {
+    let _laid_aside_again = Raised::of(capabilities);
+    job()
+}
+
+/// Puts the effective set back as it was.
+struct Raised(Option<CapsHashSet>);
+
+impl Raised {
+    /// What cannot be raised is done without.
+    fn of(capabilities: &[Capability]) -> Raised {
+        let sets = caps::read(None, CapSet::Effective).and_then(|before| {
+            let permitted = caps::read(None, CapSet::Permitted)?;
+            let mut raised = before.clone();
+            raised.extend(capabilities.iter().filter(|cap| permitted.contains(cap)));
+            caps::set(None, CapSet::Effective, &raised)?;
+            Ok(before)
+        });
+        Raised(sets.ok())
+    }
+}
+
+impl Drop for Raised {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            if let Err(error) = caps::set(None, CapSet::Effective, before) {
+                log::error!("cannot lay capabilities aside again error={error}");
+            }
+        }
+    }
 }
 
 /// Raises the limit on open descriptors as far as it may go, and returns it: each listener, connection and flow is one.
@@ -64,7 +101,7 @@ mod tests {
     fn keeps_only_what_it_is_told_to() {
         let check = || {
             let before = caps::read(None, CapSet::Permitted).unwrap();
-            drop_to(&[Capability::CAP_NET_BIND_SERVICE]).unwrap();
+            drop_to(&[Capability::CAP_NET_BIND_SERVICE], &[]).unwrap();
             for set in [CapSet::Permitted, CapSet::Effective] {
                 for cap in caps::read(None, set).unwrap() {
                     assert_eq!(cap, Capability::CAP_NET_BIND_SERVICE, "{set:?}");
@@ -76,6 +113,33 @@ mod tests {
             );
             assert!(caps::read(None, CapSet::Inheritable).unwrap().is_empty());
             assert!(prctl::get_no_new_privs().unwrap());
+        };
+        std::thread::spawn(check).join().unwrap();
+    }
+
+    /// In a thread of its own as well.
+    #[test]
+    fn what_is_laid_aside_is_taken_up_for_one_job_alone() {
+        const ASIDE: Capability = Capability::CAP_SYS_PTRACE;
+        let check = || {
+            let had = caps::has_cap(None, CapSet::Permitted, ASIDE).unwrap();
+            drop_to(&[Capability::CAP_NET_BIND_SERVICE], &[ASIDE]).unwrap();
+            let sets = || [CapSet::Permitted, CapSet::Effective].map(|set| caps::has_cap(None, set, ASIDE).unwrap());
+            assert_eq!(sets(), [had, false]);
+            assert_eq!(with(&[ASIDE, Capability::CAP_SYS_ADMIN], || (sets(), 7)), ([had, had], 7));
+            assert_eq!(sets(), [had, false]);
+            assert!(!caps::has_cap(None, CapSet::Permitted, Capability::CAP_SYS_ADMIN).unwrap());
+            let unwound = std::panic::catch_unwind(|| with(&[ASIDE], || panic!("on purpose")));
+            assert!(unwound.is_err());
+            assert_eq!(sets(), [had, false], "also after a panic");
+            // Nothing that is started from here has it.
+            let status = std::process::Command::new("cat").arg("/proc/self/status").output().unwrap().stdout;
+            let status = String::from_utf8(status).unwrap();
+            let permitted = status.lines().find_map(|line| line.strip_prefix("CapPrm:")).unwrap();
+            let permitted = u64::from_str_radix(permitted.trim(), 16).unwrap();
+            let bounding = caps::has_cap(None, CapSet::Bounding, ASIDE).unwrap();
+            assert!(permitted & ASIDE.bitmask() == 0 || bounding, "{permitted:x}");
+            assert!(!had || !bounding);
         };
         std::thread::spawn(check).join().unwrap();
     }

@@ -49,6 +49,9 @@ pub struct Reconciler {
     claimed: usize,
     /// The claimed bindings on one address, by port: they need no relay while the port is claimed on every address.
     addressed: Map<(Protocol, NonZeroU16), Set<Binding>>,
+    /// Claimed by sockets alone, after a container had them: most likely by what listened for that container, and is just
+    /// ending. Not forwarded until the sockets are seen again.
+    doubtful: Set<Binding>,
     /// Sources that have not given their view yet.
     awaited: Set<Source>,
     /// When the claims of a lost source end.
@@ -77,6 +80,7 @@ impl Reconciler {
             claimants: Map::new(),
             claimed: 0,
             addressed: Map::new(),
+            doubtful: Set::new(),
             awaited: settings.sources.into_iter().collect(),
             lost: Map::new(),
             problems: Map::new(),
@@ -92,7 +96,10 @@ impl Reconciler {
     pub fn apply(&mut self, event: Event, now: Instant) -> Vec<Command> {
         let mut out = Vec::new();
         match event {
-            Event::Claim { owner, bindings } => self.claim(owner, bindings, &mut out),
+            Event::Claim { owner, bindings } => {
+                self.trust(|binding| owner.source == Source::Sockets && bindings.contains_key(binding));
+                self.claim(owner, bindings, &mut out);
+            }
             Event::Snapshot { source, claims } => self.snapshot(source, claims, &mut out),
             Event::SourceLost { source, reason } => {
                 let until = now + self.grace;
@@ -107,14 +114,7 @@ impl Reconciler {
             Event::Stale { source, keys } => self.mark_stale(source, &keys, &mut out),
             Event::Skipped { source, reason } => self.skip(source, reason, &mut out),
             Event::Answered { sink, ticket, answer } => self.answer(sink, ticket, answer, now, &mut out),
-            Event::Found { sink, bindings } => {
-                if let Some(ledger) = self.ledgers.get_mut(sink.0) {
-                    let owner = Owner { source: Source::Agent, key: EARLIER_RUN.into() };
-                    let until = if self.awaited.is_empty() { now } else { now + self.grace };
-                    ledger.found(&bindings, &owner, until);
-                    self.spread_what_follows(sink, &bindings);
-                }
-            }
+            Event::Found { sink, bindings } => self.found(sink, &bindings, now),
             Event::SinkReset { sink, reason } => {
                 if let Some(ledger) = self.ledgers.get_mut(sink.0) {
                     ledger.reset(now);
@@ -138,6 +138,18 @@ impl Reconciler {
         let Some(ledger) = self.ledgers.get_mut(sink.0) else { return };
         let changed = ledger.answer(ticket, answer, now, out);
         self.spread_what_follows(sink, &changed.into_iter().collect());
+    }
+
+    /// A sink that follows the one with forwards of an earlier run may have been told of the same.
+    fn found(&mut self, sink: SinkId, bindings: &Set<Binding>, now: Instant) {
+        let until = if self.awaited.is_empty() { now } else { now + self.grace };
+        let owner = Owner { source: Source::Agent, key: EARLIER_RUN.into() };
+        for (i, (settings, ledger)) in self.sinks.iter().zip(&mut self.ledgers).enumerate() {
+            if SinkId(i) == sink || settings.after == Some(sink) {
+                ledger.found(bindings, &owner, until, SinkId(i) == sink);
+            }
+        }
+        self.spread_what_follows(sink, bindings);
     }
 
     /// Tells other sinks what they may be told now that these forwards have changed at one they follow.
@@ -190,6 +202,7 @@ impl Reconciler {
         for (owner, bindings) in rest.into_iter().chain(growing) {
             self.claim(owner, bindings, out);
         }
+        self.trust(|_| source == Source::Sockets);
         if self.awaited.remove(&source) && self.awaited.is_empty() {
             self.ledgers.iter_mut().for_each(Ledger::end_found);
         }
@@ -302,14 +315,26 @@ impl Reconciler {
         let mut last = false;
         if let Some(claimants) = self.claimants.get_mut(&binding) {
             claimants.retain(|c| c.owner != *owner);
-            if claimants.is_empty() {
+            last = claimants.is_empty();
+            if last {
                 self.claimants.remove(&binding);
-                last = true;
+                self.doubtful.remove(&binding);
+            } else if !owner.is_socket() && claimants.iter().all(|c| c.owner.is_socket()) {
+                self.doubtful.insert(binding);
             }
         }
         self.spread(binding);
         if last {
             self.note_address(binding, false);
+        }
+    }
+
+    /// The sockets behind these doubtful bindings are there.
+    fn trust(&mut self, seen: impl Fn(&Binding) -> bool) {
+        let trusted: Vec<Binding> = self.doubtful.iter().filter(|binding| seen(binding)).copied().collect();
+        for binding in trusted {
+            self.doubtful.remove(&binding);
+            self.spread(binding);
         }
     }
 
@@ -334,13 +359,15 @@ impl Reconciler {
     }
 
     /// Tells every ledger whether this published binding asks for a forward there: of its claimants, the oldest that
-    /// the sink is told of counts, and what is only seen to listen comes last.
+    /// the sink is told of counts; a socket only where nobody else claims it.
     fn spread(&mut self, published: Binding) {
         let everywhere = published.host_ip.is_unspecified()
             || (self.relay.is_some()
                 && self.claimants.contains_key(&published.on(unspecified_like(published.host_ip))));
         let claimants = self.claimants.get(&published).map(Vec::as_slice).unwrap_or_default();
-        let allowed = claimants.iter().filter(|c| !c.denied);
+        // What a container claims is the container's, also where a rule denies it.
+        let not_sockets = self.doubtful.contains(&published) || claimants.iter().any(|c| !c.owner.is_socket());
+        let allowed = claimants.iter().filter(|c| !c.denied && !(not_sockets && c.owner.is_socket()));
         for (i, sink) in self.sinks.iter().enumerate() {
             let exposed = if sink.role == Role::Peer { self.policy.expose(published) } else { published };
             // Whether the sink ahead has it, as far as it is told of the owner.
@@ -356,8 +383,7 @@ impl Reconciler {
                         && sink.after.is_none_or(|ahead| has(ahead.0, exposed, owner))
                 }
             };
-            let told = allowed.clone().filter(|c| sink.is_told_of(&c.owner));
-            let claimant = told.min_by_key(|c| c.owner.source == Source::Sockets);
+            let claimant = allowed.clone().find(|c| sink.is_told_of(&c.owner));
             let asks = claimant.filter(|c| sink.objection(published).is_none() && is_ready(&c.owner));
             let Some(ledger) = self.ledgers.get_mut(i) else { continue };
             match asks {

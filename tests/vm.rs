@@ -1,4 +1,5 @@
-//! The static agent as an OpenRC service of a real guest, with a real Docker Engine, seen from the host's side of vsock.
+//! The static agent as an OpenRC service of a real guest, with a real Docker Engine, seen from the host's side of vsock;
+//! and in a service of Rancher Desktop's kind, seen from host-switch.
 //!
 //! QEMU boots a Debian kernel with OpenRC's init; vhost-device-vsock turns the guest's vsock into unix sockets here.
 #![allow(
@@ -12,6 +13,8 @@
 
 #[path = "vm/documents.rs"]
 mod documents;
+#[path = "vm/drop_in.rs"]
+mod drop_in;
 #[path = "vm/machine.rs"]
 mod machine;
 
@@ -97,6 +100,7 @@ fn the_service_in_a_guest_keeps_the_host_informed() {
 
     wrong_settings_fail_the_start(&mut guest);
     the_host_end_takes_documents_over_vsock(&mut guest);
+    drop_in::takes_the_place_of_rancher_desktops_agent(&mut guest);
 }
 
 fn start_docker(guest: &mut Machine) {

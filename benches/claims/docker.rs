@@ -102,11 +102,11 @@ pub fn measure() -> Vec<Row> {
     ]
 }
 
-fn milliseconds(from: Duration, to: Duration) -> f64 {
+pub fn milliseconds(from: Duration, to: Duration) -> f64 {
     (to.as_secs_f64() - from.as_secs_f64()) * 1e3
 }
 
-fn create(engine: &Path, port: usize) -> String {
+pub fn create(engine: &Path, port: usize) -> String {
     let config = json!({
         "Image": "busybox:local",
         "Cmd": ["/busybox", "sleep", "3600"],
@@ -127,7 +127,7 @@ fn send(engine: &Path, method: &str, path: &str, body: &str) -> UnixStream {
     stream
 }
 
-fn request(engine: &Path, method: &str, path: &str, body: Option<&Value>) -> Value {
+pub fn request(engine: &Path, method: &str, path: &str, body: Option<&Value>) -> Value {
     let body = body.map(Value::to_string).unwrap_or_default();
     let mut stream = send(engine, method, path, &body);
     stream.set_read_timeout(Some(crate::support::DEADLINE)).unwrap();
@@ -140,17 +140,17 @@ fn request(engine: &Path, method: &str, path: &str, body: Option<&Value>) -> Val
 }
 
 /// A container's start as the engine told it.
-struct Start {
-    id: String,
-    stamped: Duration,
-    read: Duration,
+pub struct Start {
+    pub id: String,
+    pub stamped: Duration,
+    pub read: Duration,
 }
 
 /// The engine's `start` events, read by a thread of their own until the engine ends.
-struct Starts(Arc<Mutex<Vec<Start>>>);
+pub struct Starts(Arc<Mutex<Vec<Start>>>);
 
 impl Starts {
-    fn follow(engine: &Path) -> Starts {
+    pub fn follow(engine: &Path) -> Starts {
         let path = "/events?filters=%7B%22type%22%3A%5B%22container%22%5D%2C%22event%22%3A%5B%22start%22%5D%7D";
         let mut lines = BufReader::new(send(engine, "GET", path, ""));
         let mut head = String::new();
@@ -172,7 +172,7 @@ impl Starts {
         starts
     }
 
-    fn all(&self) -> std::sync::MutexGuard<'_, Vec<Start>> {
+    pub fn all(&self) -> std::sync::MutexGuard<'_, Vec<Start>> {
         self.0.lock().unwrap()
     }
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
+use super::host_switch;
 use crate::report::{Program, Row, megabytes, thousands};
 use crate::support::agent::Agent;
 use crate::support::cni::{Cni, Port, Variant};
@@ -12,7 +13,7 @@ use crate::support::containerd::{Containerd, ports_label};
 use crate::support::docker::Engine;
 use crate::support::engine_stub::{EngineStub, id, ports};
 use crate::support::receiver::Receiver;
-use crate::support::vm::Vm;
+use crate::support::vm::{GUEST, Vm};
 use crate::support::{TempDir, eventually, status_kb};
 
 const IDLE: Duration = Duration::from_secs(60);
@@ -26,10 +27,15 @@ const RSS_MB_MAX: f64 = 1.5;
 const CPU_PERCENT_MAX: f64 = 0.05;
 const BOTH_RSS_MB_MAX: f64 = 1.8;
 const BOTH_CPU_PERCENT_MAX: f64 = 0.1;
+const ALL_RSS_MB_MAX: f64 = 2.2;
+const ALL_CPU_PERCENT_MAX: f64 = 0.2;
 
 pub fn measure() -> Vec<Row> {
     let mut rows = docker();
     rows.extend(containerd_and_nat());
+    if cfg!(feature = "kubernetes") {
+        rows.extend(everything());
+    }
     rows.push(come_and_gone());
     rows
 }
@@ -51,7 +57,7 @@ fn docker() -> Vec<Row> {
         "[::1]:8082/udp",
     ]);
     let claim = format!("Idle agent ({}), dockerd with 3 containers", program.build);
-    idle(&agent, &receiver, &claim, (RSS_MB_MAX, CPU_PERCENT_MAX))
+    idle(&agent, &|| receiver.all().len(), &claim, (RSS_MB_MAX, CPU_PERCENT_MAX))
 }
 
 /// A real containerd with three containers, whose ports are in NAT rules of both kinds of iptables.
@@ -74,7 +80,7 @@ fn containerd_and_nat() -> Vec<Row> {
     let claim = format!("Idle agent ({}), containerd with 3 containers and NAT rules", program.build);
     std::thread::sleep(CALM);
     let before = tools.runs();
-    let mut rows = idle(&agent, &receiver, &claim, (BOTH_RSS_MB_MAX, BOTH_CPU_PERCENT_MAX));
+    let mut rows = idle(&agent, &|| receiver.all().len(), &claim, (BOTH_RSS_MB_MAX, BOTH_CPU_PERCENT_MAX));
     let runs = tools.runs().split_off(before.len());
     rows.push(Row::at_most(
         &format!("{claim}: child processes started in {} s", (CALM + IDLE).as_secs()),
@@ -84,6 +90,36 @@ fn containerd_and_nat() -> Vec<Row> {
         format!("{} ({} since the start of the agent)", runs.len(), before.len()),
     ));
     rows
+}
+
+/// Both engines, NAT rules and sockets, and host-switch to tell. `-kubernetes` is what turns NAT rules on beside both
+/// engines, as in Rancher Desktop; its kubeconfig never appears.
+fn everything() -> Vec<Row> {
+    let (vm, dir, program) = (Vm::new(), TempDir::new(), Program::agent());
+    let server = host_switch::start(&vm);
+    let (engine, containerd) = (Engine::docker(&vm.guest), Containerd::start(&vm.guest));
+    let cni = Cni::new(&vm.guest, Variant::Nft);
+    let (socket, kubeconfig) = (containerd.socket().display().to_string(), dir.join("none").display().to_string());
+    let args = ["-containerd", "-containerdSock", &socket, "-kubernetes", "-kubeconfig", &kubeconfig];
+    let agent = host_switch::agent(&program, &vm, &server, &dir, &engine.socket(), &args);
+    engine.web("everywhere", &["-p", "8080:80"]);
+    engine.web("loopback", &["-p", "127.0.0.1:8081:80"]);
+    let attachment =
+        cni.add("default-a", &[Port { host_ip: "", host_port: 8082, container_port: 80, protocol: "tcp" }]);
+    let label = ports_label(&[("0.0.0.0", 8082, 80, "tcp")]);
+    containerd.web("default", "a", &[("nerdctl/ports", &label)], Some(&attachment.netns));
+    let _plain = vm.guest.enter(|| std::net::TcpListener::bind("0.0.0.0:8083").unwrap());
+    for port in 8080..=8083 {
+        let forward = format!("tcp 127.0.0.1:{port} {GUEST}:{port}");
+        eventually(&forward, || match server.forwards() {
+            held if held.contains(&forward) => Ok(()),
+            held => Err((held, agent.log())),
+        });
+    }
+    let claim =
+        format!("Idle agent ({}), everything on: docker, containerd, NAT rules, sockets, host-switch", program.build);
+    let said = || server.requests().iter().filter(|request| request.path.ends_with("expose")).count();
+    idle(&agent, &said, &claim, (ALL_RSS_MB_MAX, ALL_CPU_PERCENT_MAX))
 }
 
 /// Programs that note each time they are run, and then become the real ones.
@@ -119,14 +155,16 @@ impl CountedTools {
 }
 
 /// Watches an agent to which nothing happens.
-pub fn idle(agent: &Agent, receiver: &Receiver, claim: &str, (rss_max, cpu_max): (f64, f64)) -> Vec<Row> {
+///
+/// `said` counts what its sink has heard.
+pub fn idle(agent: &Agent, said: &dyn Fn() -> usize, claim: &str, (rss_max, cpu_max): (f64, f64)) -> Vec<Row> {
     std::thread::sleep(CALM);
     eprintln!("  idle for {} s", IDLE.as_secs());
     let pid = agent.pid();
-    let (documents, before, begun) = (receiver.all().len(), Usage::of(pid), Instant::now());
+    let (before_said, before, begun) = (said(), Usage::of(pid), Instant::now());
     std::thread::sleep(IDLE);
     let (after, seconds) = (Usage::of(pid), begun.elapsed().as_secs_f64());
-    assert_eq!(receiver.all().len(), documents, "it was not idle: {}", agent.log());
+    assert_eq!(said(), before_said, "it was not idle: {}", agent.log());
     let (vm_rss, rss, pss) = (status_kb(pid, "VmRSS:"), rollup(pid, "Rss:"), rollup(pid, "Pss:"));
     // The first is a sum of counters that lag behind a little, the second a walk through the pages.
     let most = megabytes(vm_rss.max(rss));

@@ -190,5 +190,5 @@ fn nothing_happens() -> Vec<Row> {
         program.build,
         BOOKMARKS.as_secs()
     );
-    idle(&agent, &world.receiver, &claim, (IDLE_RSS_MB_MAX, IDLE_CPU_PERCENT_MAX))
+    idle(&agent, &|| world.receiver.all().len(), &claim, (IDLE_RSS_MB_MAX, IDLE_CPU_PERCENT_MAX))
 }

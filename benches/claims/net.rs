@@ -6,15 +6,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Where the servers are.
-pub const TARGET: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
-
 const MESSAGE_BYTES: usize = 64;
 const BLOCK_BYTES: usize = 128 << 10;
 /// Nothing here takes this long unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The ports of the servers on [`TARGET`]. They serve one connection after another, until the process ends.
+/// The ports of the servers on one address. They serve one connection after another, until the process ends.
 pub struct Servers {
     /// Reads to the end, then says how many bytes that were.
     pub drain: u16,
@@ -27,8 +24,9 @@ pub struct Servers {
 }
 
 impl Servers {
-    pub fn start() -> Servers {
-        let udp = UdpSocket::bind((TARGET, 0)).unwrap();
+    /// In the network namespace of the thread that calls.
+    pub fn start(ip: Ipv4Addr) -> Servers {
+        let udp = UdpSocket::bind((ip, 0)).unwrap();
         let udp_port = udp.local_addr().unwrap().port();
         thread::spawn(move || {
             let mut datagram = [0; 2048];
@@ -36,12 +34,12 @@ impl Servers {
                 let _ = udp.send_to(&datagram[..n], from);
             }
         });
-        Servers { drain: serve(drain), echo: serve(echo), once: serve(once), udp: udp_port }
+        Servers { drain: serve(ip, drain), echo: serve(ip, echo), once: serve(ip, once), udp: udp_port }
     }
 }
 
-fn serve(one: fn(TcpStream) -> std::io::Result<()>) -> u16 {
-    let listener = TcpListener::bind((TARGET, 0)).unwrap();
+fn serve(ip: Ipv4Addr, one: fn(TcpStream) -> std::io::Result<()>) -> u16 {
+    let listener = TcpListener::bind((ip, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
@@ -138,7 +136,7 @@ pub fn connections(to: SocketAddr, count: u64) -> f64 {
 
 /// Datagrams of 64 bytes per second, there and back.
 pub fn datagrams(to: SocketAddr, time: Duration) -> f64 {
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
     socket.connect(to).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut answer = [0; MESSAGE_BYTES];
@@ -166,7 +164,6 @@ fn message(n: u64) -> [u8; MESSAGE_BYTES] {
     message
 }
 
-/// A port on an address of this machine.
 pub fn on(ip: Ipv4Addr, port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(ip), port)
 }

@@ -42,7 +42,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
     umask(Mode::from_bits_truncate(0o177));
     let descriptors = raise_file_limit()?;
     let sockets = open_sockets(&config)?;
-    privileges::drop_to(&[Capability::CAP_NET_BIND_SERVICE])?;
+    privileges::drop_to(&[Capability::CAP_NET_BIND_SERVICE], &[])?;
 
     let (ports_max, flows_max) = shares(descriptors, config.ports_max);
     if ports_max < config.ports_max {

@@ -14,6 +14,7 @@ pub mod nftables;
 pub(crate) mod prune;
 pub mod published;
 pub mod route;
+pub mod sockets;
 
 use std::fmt;
 

@@ -38,12 +38,12 @@ const LINK_RUNNING: u32 = 0x40;
 const GET_GENERATION: u8 = 16;
 
 /// `NLM_F_REQUEST`.
-const REQUEST: u16 = 1;
+pub(super) const REQUEST: u16 = 1;
 
 /// `NLMSG_ERROR`: what became of a request, as a negative error number.
-const OUTCOME: u16 = 2;
+pub(super) const OUTCOME: u16 = 2;
 
-const MESSAGE_HEADER_BYTES: usize = 16;
+pub(super) const MESSAGE_HEADER_BYTES: usize = 16;
 const ATTRIBUTE_HEADER_BYTES: usize = 4;
 
 /// Calls `found` with the family and the name of the table that each message of a datagram is about.
@@ -52,7 +52,9 @@ pub fn tables<'a>(datagram: &'a [u8], mut found: impl FnMut(u8, &'a [u8])) -> Re
         let [kind, subsystem] = kind.to_le_bytes();
         if subsystem == NFTABLES && kind != NEW_GENERATION {
             let [family, _, _, _] = array::<4>(message, MESSAGE_HEADER_BYTES)?;
-            found(family, table(message.get(MESSAGE_HEADER_BYTES + 4..).unwrap_or_default())?);
+            let name =
+                attribute(message, MESSAGE_HEADER_BYTES + 4, TABLE)?.ok_or(ParseError::Missing("table's name"))?;
+            found(family, name.strip_suffix(&[0]).unwrap_or(name));
         }
         Ok(())
     })
@@ -96,7 +98,7 @@ pub fn link_lost(datagram: &[u8]) -> Result<bool, ParseError> {
 }
 
 /// Calls `each` with the type of every message and all of it.
-fn messages<'a>(
+pub(super) fn messages<'a>(
     datagram: &'a [u8],
     mut each: impl FnMut(u16, &'a [u8]) -> Result<(), ParseError>,
 ) -> Result<(), ParseError> {
@@ -110,21 +112,21 @@ fn messages<'a>(
     Ok(())
 }
 
-/// The value of the attribute with the table's name, without the zero at its end.
-fn table(mut rest: &[u8]) -> Result<&[u8], ParseError> {
+/// The value of the first attribute of that type, of those that begin there in a message.
+pub(super) fn attribute(message: &[u8], at: usize, wanted: u16) -> Result<Option<&[u8]>, ParseError> {
+    let mut rest = message.get(at..).unwrap_or_default();
     while !rest.is_empty() {
         let length = array(rest, 0).map(u16::from_ne_bytes)?;
         let attribute = part(rest, Some(usize::from(length)), ATTRIBUTE_HEADER_BYTES)?;
-        if array(attribute, 2).map(u16::from_ne_bytes)? == TABLE {
-            let name = attribute.get(ATTRIBUTE_HEADER_BYTES..).unwrap_or_default();
-            return Ok(name.strip_suffix(&[0]).unwrap_or(name));
+        if array(attribute, 2).map(u16::from_ne_bytes)? == wanted {
+            return Ok(attribute.get(ATTRIBUTE_HEADER_BYTES..));
         }
         rest = after(rest, attribute);
     }
-    Err(ParseError::Missing("table's name"))
+    Ok(None)
 }
 
-fn array<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N], ParseError> {
+pub(super) fn array<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N], ParseError> {
     let array = bytes.get(at..at + N).and_then(|part| part.try_into().ok());
     array.ok_or(ParseError::Missing("rest of a message"))
 }

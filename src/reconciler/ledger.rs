@@ -106,24 +106,22 @@ impl Ledger {
         }
     }
 
-    /// The peer has these from an earlier run. Those that nobody asks for until then, or until [`Ledger::end_found`], go.
-    pub fn found(&mut self, bindings: &Set<Binding>, owner: &Owner, until: Instant) {
-        for binding in bindings.iter() {
-            match self.forwards.get_mut(binding) {
-                // What is on its way tells.
-                Some(forward) if forward.flying.is_some() => {}
-                Some(forward) => forward.held = Held::Yes,
-                None => {
-                    let (owner, container_port) = (owner.clone(), binding.host_port);
-                    let wait = Some((Operation::Withdraw, until));
-                    let held = Held::Yes;
-                    let (asks, flying, failures, told) = (Vec::new(), None, 0, None);
-                    let forward = Forward { asks, owner, container_port, held, flying, wait, failures, told };
-                    self.forwards.insert(*binding, forward);
-                    self.timers.insert((until, Timer::Forward(*binding)));
-                }
-            }
-            self.refresh(*binding);
+    /// The peer has these from an earlier run, or may have them where that is not certain. Those that nobody asks for until then, or until [`Ledger::end_found`], go.
+    /// What is asked for already is announced all the same.
+    pub fn found(&mut self, bindings: &Set<Binding>, owner: &Owner, until: Instant, certain: bool) {
+        for binding in bindings.iter().filter(|b| !self.forwards.contains_key(b)).copied().collect::<Vec<_>>() {
+            let forward = Forward {
+                asks: Vec::new(),
+                owner: owner.clone(),
+                container_port: binding.host_port,
+                held: if certain { Held::Yes } else { Held::Maybe },
+                flying: None,
+                wait: Some((Operation::Withdraw, until)),
+                failures: 0,
+                told: None,
+            };
+            self.forwards.insert(binding, forward);
+            self.timers.insert((until, Timer::Forward(binding)));
         }
     }
 

@@ -74,7 +74,7 @@ impl Listener {
         }
         let addr = binding.socket_addr();
         let token = self.last_token + 1;
-        self.watch(addr, token).map_err(|errno| cannot_listen("listener", addr, &errno.into()))?;
+        self.watch(addr, token).map_err(|errno| cannot_listen("listener", Protocol::Tcp, addr, &errno.into()))?;
         self.last_token = token;
         self.open.insert(binding, token);
         Ok(())

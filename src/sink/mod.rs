@@ -1,6 +1,7 @@
 //! Where forwards are announced. Each sink carries out documents on a thread of its own, behind a bounded queue, so
 //! that a slow or dead peer never delays another. A sink keeps no port state: what it answers is the reconciler's.
 
+mod deliver;
 pub mod handshake;
 pub mod host_switch;
 pub mod listener;
@@ -21,8 +22,9 @@ use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 
 use crate::event::{Answer, Document, Event, Failure, FailureKind, SinkId};
+use crate::holder::holder;
 use crate::ordered::Set;
-use crate::port::Binding;
+use crate::port::{Binding, Protocol};
 use crate::queue::{self, Sender};
 use crate::reconciler::ledger::IN_FLIGHT_MAX;
 use crate::supervisor::spawn;
@@ -43,7 +45,7 @@ pub trait Sink: Send {
     /// The agent ends: what is left is to be carried out as fast as can be. Called before each document from then on.
     fn hurry(&mut self) {}
 
-    /// Asked after each document and beat: what has become known of the peer meanwhile.
+    /// Asked after each document and beat, until it is nothing: what has become known of the peer meanwhile.
     fn take_news(&mut self) -> Option<News> {
         None
     }
@@ -90,11 +92,13 @@ impl Running {
                     }
                     Err(RecvTimeoutError::Disconnected) => false,
                 };
-                let news = sink.take_news().map(|news| match news {
-                    News::Reset(reason) => Event::SinkReset { sink: id, reason },
-                    News::Found(bindings) => Event::Found { sink: id, bindings },
-                });
-                listening &= news.is_none_or(|event| events.send(event).is_ok());
+                while let Some(news) = sink.take_news().filter(|_| listening) {
+                    let event = match news {
+                        News::Reset(reason) => Event::SinkReset { sink: id, reason },
+                        News::Found(bindings) => Event::Found { sink: id, bindings },
+                    };
+                    listening = events.send(event).is_ok();
+                }
             }
         };
         let thread = spawn(name, Box::new(run))?;
@@ -124,10 +128,14 @@ impl Running {
 }
 
 /// Why `who` cannot listen on `addr`, and what to do about it.
-fn cannot_listen(who: &str, addr: SocketAddr, error: &io::Error) -> Failure {
+fn cannot_listen(who: &str, protocol: Protocol, addr: SocketAddr, error: &io::Error) -> Failure {
     let (kind, why) = match Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
         Errno::EADDRINUSE => {
-            (FailureKind::Conflict, "is in use in the guest: stop what listens there, or publish another port".into())
+            let (by, it) = match holder(protocol, addr) {
+                Some(name) => (format!(" by {name}"), "it"),
+                None => (String::new(), "what listens there"),
+            };
+            (FailureKind::Conflict, format!("is in use in the guest{by}: stop {it}, or publish another port"))
         }
         Errno::EACCES => {
             (FailureKind::Denied, "is not allowed: ports below 1024 need root or CAP_NET_BIND_SERVICE".into())

@@ -66,7 +66,8 @@ impl RelaySink {
                     return Err(Failure { kind: FailureKind::Conflict, reason });
                 }
                 Some(_) | None => {
-                    self.relay.open(binding.protocol, addr, target).map_err(|e| cannot_listen("relay", addr, &e))?
+                    let opened = self.relay.open(binding.protocol, addr, target);
+                    opened.map_err(|error| cannot_listen("relay", binding.protocol, addr, &error))?
                 }
             }
             self.listening.insert(door(binding, ip), binding);

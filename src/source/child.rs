@@ -182,7 +182,7 @@ pub fn become_program(words: impl IntoIterator<Item = OsString>) -> Option<Strin
     let (Some(parent), Some(keep), Some(program)) = (parent, keep, words.next()) else {
         return Some(format!("{MARK} is for the agent's own use"));
     };
-    if let Err(error) = privileges::drop_to(keep.capabilities()) {
+    if let Err(error) = privileges::drop_to(keep.capabilities(), &[]) {
         return Some(error.to_string());
     }
     if let Err(errno) = prctl::set_pdeathsig(Signal::SIGKILL) {

@@ -1,7 +1,6 @@
 //! The stand-in for host-switch as a program that really forwards, for the demo and for guests that a test boots.
 //!
-//! Its API is that of `tests/support/host_switch.rs`. It listens where it is asked to, and carries TCP and UDP with the
-//! crate's own relay, where the real one goes through a network stack in user space. Lets everyone in, as that does.
+//! Its API is that of `tests/support/host_switch.rs`.
 //!
 //! ```text
 //! host-switch-stand-in [--listen ADDRESS:PORT]        192.168.127.1:80 unless told otherwise
@@ -13,16 +12,11 @@
 mod host_switch;
 
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::Duration;
 
 use host_switch::HostSwitch;
-use host_switch::forwarder::{Forwarding, split_host_port};
-use nix::errno::Errno;
-use rancher_desktop_agent::port::Protocol;
-use rancher_desktop_agent::relay::{Limits, Relay};
+use host_switch::relayed::Relayed;
 
 const LISTEN: &str = "192.168.127.1:80";
 const EXIT_USAGE: u8 = 2;
@@ -53,57 +47,76 @@ fn main() -> ExitCode {
 }
 
 fn serve(listen: &str) -> io::Result<HostSwitch> {
-    let limits = Limits {
-        connections_max: 1024,
-        flows_max: 1024,
-        flow_idle: Duration::from_secs(90),
-        connect_timeout: Duration::from_secs(5),
-    };
-    let relay = Relay::start("forwards", limits, Arc::new(|_| true))?;
-    Ok(HostSwitch::serve(TcpListener::bind(listen)?, Box::new(Relayed(relay))))
+    Ok(HostSwitch::serve(TcpListener::bind(listen)?, Box::new(Relayed::start()?)))
 }
 
-/// Forwards that the relay carries.
-struct Relayed(Relay);
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{TcpStream, UdpSocket};
 
-impl Forwarding for Relayed {
-    fn open(&mut self, protocol: &str, local: &str, remote: &str) -> Result<(), String> {
-        let transport =
-            Protocol::parse(protocol).ok_or_else(|| format!("{protocol} is not forwarded by this stand-in"))?;
-        let listen = address(local).map_err(|error| match transport {
-            Protocol::Tcp => format!("listen tcp: {error}"),
-            Protocol::Udp => error,
-        })?;
-        // The table has seen to it that it is an address.
-        let target = address(remote)?;
-        let refused = |error| format!("listen {protocol} {local}: bind: {}", go_words(&error));
-        self.0.open(transport, listen, target).map_err(refused)
+    use super::*;
+
+    fn post(server: &HostSwitch, operation: &str, body: &str) -> String {
+        let mut stream = TcpStream::connect(server.addr()).unwrap();
+        let length = body.len();
+        write!(
+            stream,
+            "POST /services/forwarder/{operation} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        format!("{} {}", &answer[9..12], answer.split_once("\r\n\r\n").unwrap().1)
     }
 
-    fn close(&mut self, protocol: &str, local: &str) {
-        if let (Some(protocol), Ok(listen)) = (Protocol::parse(protocol), address(local)) {
-            self.0.close(protocol, listen);
+    /// An address that nobody uses, for as long as nobody else asks for one.
+    fn free() -> SocketAddr {
+        TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    }
+
+    fn body(local: SocketAddr, remote: SocketAddr, protocol: &str) -> String {
+        format!(r#"{{"local":"{local}","remote":"{remote}","protocol":"{protocol}"}}"#)
+    }
+
+    #[test]
+    fn forwards_carry_bytes_until_they_are_taken_away() {
+        let server = serve("127.0.0.1:0").unwrap();
+        let target = TcpListener::bind("127.0.0.1:0").unwrap();
+        let forward = body(free(), target.local_addr().unwrap(), "tcp");
+        let local: SocketAddr = forward.split('"').nth(3).unwrap().parse().unwrap();
+        assert_eq!(post(&server, "expose", &forward), "200 ");
+        let mut client = TcpStream::connect(local).unwrap();
+        let (mut far, _) = target.accept().unwrap();
+        client.write_all(b"ping").unwrap();
+        let mut got = [0; 4];
+        far.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"ping");
+        assert_eq!(post(&server, "unexpose", &forward), "200 ");
+        TcpStream::connect(local).unwrap_err();
+
+        let target = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let forward = body(local, target.local_addr().unwrap(), "udp");
+        assert_eq!(post(&server, "expose", &forward), "200 ");
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.send_to(b"ping", local).unwrap();
+        target.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let (n, flow) = target.recv_from(&mut got).unwrap();
+        target.send_to(&got[..n], flow).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        assert_eq!(client.recv_from(&mut got).unwrap(), (4, local));
+    }
+
+    #[test]
+    fn a_busy_port_is_told_in_gos_words() {
+        let server = serve("127.0.0.1:0").unwrap();
+        let (tcp, udp) = (TcpListener::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+        for (protocol, taken) in [("tcp", tcp.local_addr().unwrap()), ("udp", udp.local_addr().unwrap())] {
+            let expect = format!("500 listen {protocol} {taken}: bind: address already in use\n");
+            assert_eq!(post(&server, "expose", &body(taken, free(), protocol)), expect);
         }
-    }
-}
-
-/// An address in digits; no host means every address of the machine. The real one looks names up.
-fn address(text: &str) -> Result<SocketAddr, String> {
-    let (host, port) = split_host_port(text)?;
-    let port = port.parse().map_err(|_| format!("address {port}: invalid port"))?;
-    if host.is_empty() {
-        return Ok(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
-    }
-    let ip = host.parse().map_err(|_| format!("lookup {host}: no such host"))?;
-    Ok(SocketAddr::new(ip, port))
-}
-
-/// The system's errors in Go's spelling.
-fn go_words(error: &io::Error) -> String {
-    match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EADDRINUSE) => "address already in use".to_owned(),
-        Some(Errno::EADDRNOTAVAIL) => "cannot assign requested address".to_owned(),
-        Some(Errno::EACCES) => "permission denied".to_owned(),
-        _ => error.to_string(),
+        assert_eq!(server.forwards(), Vec::<String>::new());
+        let text = r#"{"local":"127.0.0.1","remote":"127.0.0.1:1"}"#;
+        assert_eq!(post(&server, "expose", text), "500 listen tcp: address 127.0.0.1: missing port in address\n");
     }
 }

@@ -13,6 +13,7 @@
 )]
 
 mod faults;
+mod follow;
 mod model;
 mod scenarios;
 mod sim;

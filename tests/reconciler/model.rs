@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rancher_desktop_agent::event::{Answer, Event, SinkId, Source, Ticket};
 use rancher_desktop_agent::port::{Binding, Bindings};
-use rancher_desktop_agent::reconciler::Role;
+use rancher_desktop_agent::reconciler::{Role, SinkSettings};
 
 use super::sim::{Outcome, binding, owner};
 use super::world::{GRACE, World};
@@ -63,20 +63,33 @@ fn whatever_happens_every_sink_ends_up_with_what_is_published() {
     }
 }
 
-/// Admin rights, and sinks.
-fn setting(seed: u64) -> (bool, &'static [Role]) {
-    let roles: [&[Role]; 4] = [
-        &[Role::Peer, Role::Peer, Role::Relay],
-        &[Role::Peer, Role::Peer],
-        &[Role::Relay, Role::Peer, Role::Peer],
-        &[Role::Listener, Role::Peer, Role::Relay],
-    ];
-    (seed & 1 == 0, roles[(seed / 2 % 4) as usize])
+/// Admin rights, and sinks. The last are those of today's Rancher Desktop: host-switch, and wsl-proxy behind it.
+fn setting(seed: u64) -> (bool, Vec<SinkSettings>) {
+    let of = |roles: &[Role]| roles.iter().copied().map(SinkSettings::of_all).collect::<Vec<_>>();
+    let sinks = match seed / 2 % 5 {
+        0 => of(&[Role::Peer, Role::Peer, Role::Relay]),
+        1 => of(&[Role::Peer, Role::Peer]),
+        2 => of(&[Role::Relay, Role::Peer, Role::Peer]),
+        3 => of(&[Role::Listener, Role::Peer, Role::Relay]),
+        _ => {
+            let mut sinks = of(&[Role::Peer, Role::Peer, Role::Relay]);
+            sinks.iter_mut().for_each(|sink| sink.ipv4_only = true);
+            sinks[0].document_bindings_max = 2;
+            sinks[1].after = Some(SinkId(0));
+            sinks
+        }
+    };
+    (seed & 1 == 0, sinks)
 }
 
 fn run(seed: u64, steps: &[Step], universe: &[Binding]) {
-    let (admin, roles) = setting(seed);
-    let mut world = World::new(admin, roles);
+    let (admin, sinks) = setting(seed);
+    let mut world = World::of(admin, &sinks);
+    if seed % 3 == 0 {
+        // What an earlier run left; as it was bound, which may not be how it would be bound now.
+        let left: Vec<Binding> = universe.iter().filter(|b| b.host_ip.is_ipv4()).step_by(3).copied().collect();
+        world.find(0, &left);
+    }
     world.keep_log = false;
     for step in steps {
         act(&mut world, *step, universe);

@@ -8,7 +8,7 @@ use rancher_desktop_agent::event::{
     Answer, Document, Failure, FailureKind, ForwardState, Operation, Owner, Source, Ticket,
 };
 use rancher_desktop_agent::port::{Binding, Bindings, Protocol};
-use rancher_desktop_agent::reconciler::Role;
+use rancher_desktop_agent::reconciler::SinkSettings;
 
 /// What a sink makes of a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub enum Outcome {
 
 /// A simulated sink. Serial, as a sink's thread is: documents and answers keep their order.
 pub struct Sim {
-    pub role: Role,
+    pub settings: SinkSettings,
     /// What becomes of documents, unless the test says otherwise for one of them.
     pub mode: Outcome,
     pub held: BTreeSet<Binding>,
@@ -49,9 +49,9 @@ pub struct Sim {
 }
 
 impl Sim {
-    pub fn new(role: Role) -> Sim {
+    pub fn new(settings: SinkSettings) -> Sim {
         Sim {
-            role,
+            settings,
             mode: Outcome::Done,
             held: BTreeSet::new(),
             busy: BTreeSet::new(),

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rancher_desktop_agent::event::{Answer, Command, Event, Operation, Owner, Report, SinkId, Source};
+use rancher_desktop_agent::event::{
+    Answer, Command, Event, Failure, FailureKind, Operation, Owner, Report, SinkId, Source,
+};
 use rancher_desktop_agent::policy::Policy;
 use rancher_desktop_agent::port::Bindings;
 use rancher_desktop_agent::reconciler::{Reconciler, Role, Settings, SinkSettings};
@@ -13,45 +15,57 @@ use super::sim::bindings;
 const GRACE: Duration = Duration::from_secs(10);
 
 /// A reconciler whose documents are all carried out at once.
-struct Agent {
+pub struct Agent {
     reconciler: Reconciler,
     now: Instant,
     held: Vec<Bindings>,
-    documents: usize,
-    reports: Vec<Report>,
+    pub documents: usize,
+    pub reports: Vec<Report>,
+    /// What is refused as a conflict, at the first sink.
+    pub busy: Bindings,
 }
 
 impl Agent {
     fn new(sinks: &[SinkSettings]) -> Agent {
-        let settings = Settings {
-            policy: Policy { admin: true, ..Policy::default() },
-            grace: GRACE,
-            sinks: sinks.to_vec(),
-            sources: vec![],
-        };
+        Agent::with(sinks, Policy { admin: true, ..Policy::default() }, &[])
+    }
+
+    pub fn with(sinks: &[SinkSettings], policy: Policy, sources: &[Source]) -> Agent {
+        let settings = Settings { policy, grace: GRACE, sinks: sinks.to_vec(), sources: sources.to_vec() };
         Agent {
             reconciler: Reconciler::new(settings),
             now: Instant::now(),
             held: vec![Bindings::new(); sinks.len()],
             documents: 0,
             reports: Vec::new(),
+            busy: Bindings::new(),
         }
     }
 
-    fn apply(&mut self, event: Event) {
+    pub fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.apply(Event::Tick);
+    }
+
+    pub fn apply(&mut self, event: Event) {
         let mut events = vec![event];
         while let Some(event) = events.pop() {
             for command in self.reconciler.apply(event, self.now) {
                 match command {
                     Command::Send(sink, document) => {
                         self.documents += 1;
+                        let mut failed = Vec::new();
                         for (binding, port) in document.bindings {
                             match document.operation {
+                                Operation::Announce if sink == SinkId(0) && self.busy.contains_key(&binding) => {
+                                    let reason = "in use".to_owned();
+                                    failed.push((binding, Failure { kind: FailureKind::Conflict, reason }));
+                                }
                                 Operation::Announce => drop(self.held[sink.0].insert(binding, port)),
                                 Operation::Withdraw => drop(self.held[sink.0].remove(&binding)),
                             }
                         }
-                        let answer = Answer::Done { failed: Vec::new() };
+                        let answer = Answer::Done { failed };
                         events.push(Event::Answered { sink, ticket: document.ticket, answer });
                     }
                     Command::Report(report) => self.reports.push(report),
@@ -60,11 +74,11 @@ impl Agent {
         }
     }
 
-    fn claim(&mut self, source: Source, key: &str, text: &str) {
+    pub fn claim(&mut self, source: Source, key: &str, text: &str) {
         self.apply(Event::Claim { owner: owner(source, key), bindings: bindings(text) });
     }
 
-    fn snapshot(&mut self, source: Source, claims: &[(&str, &str)]) {
+    pub fn snapshot(&mut self, source: Source, claims: &[(&str, &str)]) {
         let claims = claims.iter().map(|(k, b)| (Arc::from(*k), bindings(b))).collect();
         self.apply(Event::Snapshot { source, claims });
     }
@@ -79,12 +93,12 @@ impl Agent {
         self.reports.iter().filter_map(stale).collect()
     }
 
-    fn held(&self, sink: usize) -> String {
+    pub fn held(&self, sink: usize) -> String {
         super::sim::show(self.held[sink].keys())
     }
 }
 
-fn owner(source: Source, key: &str) -> Owner {
+pub fn owner(source: Source, key: &str) -> Owner {
     Owner { source, key: key.into() }
 }
 

@@ -45,16 +45,21 @@ pub struct World {
 
 impl World {
     pub fn new(admin: bool, roles: &[Role]) -> World {
+        let sinks: Vec<SinkSettings> = roles.iter().copied().map(SinkSettings::of_all).collect();
+        World::of(admin, &sinks)
+    }
+
+    pub fn of(admin: bool, sinks: &[SinkSettings]) -> World {
         let settings = Settings {
             policy: Policy { admin, ..Policy::default() },
             grace: GRACE,
-            sinks: roles.iter().copied().map(SinkSettings::of_all).collect(),
-            sources: vec![],
+            sinks: sinks.to_vec(),
+            sources: vec![Source::Docker],
         };
         World {
             now: Instant::now(),
             reconciler: Reconciler::new(settings),
-            sinks: roles.iter().copied().map(Sim::new).collect(),
+            sinks: sinks.iter().copied().map(Sim::new).collect(),
             reports: Vec::new(),
             documents: 0,
             keep_log: true,
@@ -84,6 +89,16 @@ impl World {
 
     pub fn lose_source(&mut self) {
         self.apply(Event::SourceLost { source: Source::Docker, reason: "end of stream".into() });
+    }
+
+    /// The sink's peer holds these from an earlier run.
+    pub fn find(&mut self, sink: usize, bindings: &[Binding]) {
+        let told = |(i, sim): &(usize, &mut Sim)| *i == sink || sim.settings.after == Some(SinkId(sink));
+        for (_, sim) in self.sinks.iter_mut().enumerate().filter(told) {
+            sim.held.extend(bindings);
+            sim.carries.extend(bindings);
+        }
+        self.apply(Event::Found { sink: SinkId(sink), bindings: bindings.iter().copied().collect() });
     }
 
     pub fn reset(&mut self, sink: usize) {
@@ -238,13 +253,17 @@ impl World {
 
     /// Who asks for a binding at a sink, and may have it there now.
     fn askers(&self, sink: usize, binding: Binding) -> impl Iterator<Item = &(Binding, Arc<str>)> {
-        let at_peer = self.sinks[sink].role == Role::Peer;
-        let relay = self.sinks.iter().find(|sim| sim.role == Role::Relay);
-        let asked = self.asked[asked_at(self.sinks[sink].role)].get(&binding).into_iter().flatten();
+        let at_peer = self.sinks[sink].settings.role == Role::Peer;
+        let relay = self.sinks.iter().find(|sim| sim.settings.role == Role::Relay);
+        let asked = self.asked[asked_at(self.sinks[sink].settings.role)].get(&binding).into_iter().flatten();
+        let settings = self.sinks[sink].settings;
+        let ahead = settings.after.map(|ahead| &self.sinks[ahead.0]);
         asked.filter(move |(published, _)| {
-            !at_peer
+            let reachable = !at_peer
                 || !self.asked[1].contains_key(published)
-                || relay.is_none_or(|relay| relay.carries.contains(published))
+                || relay.is_none_or(|relay| relay.carries.contains(published));
+            let of_family = !settings.ipv4_only || published.host_ip.is_ipv4();
+            reachable && of_family && ahead.is_none_or(|ahead| ahead.carries.contains(&binding))
         })
     }
 
@@ -291,14 +310,17 @@ impl World {
 
     /// What a sink should hold if nothing were busy there.
     fn wanted(&self, sink: usize) -> BTreeSet<Binding> {
-        let at_peer = self.sinks[sink].role == Role::Peer;
-        let relay = self.sinks.iter().find(|sim| sim.role == Role::Relay);
+        let at_peer = self.sinks[sink].settings.role == Role::Peer;
+        let relay = self.sinks.iter().find(|sim| sim.settings.role == Role::Relay);
+        let settings = self.sinks[sink].settings;
         let possible = |published: &Binding| {
-            !at_peer
+            let reachable = !at_peer
                 || !self.asked[1].contains_key(published)
-                || relay.is_none_or(|relay| !relay.busy.contains(published))
+                || relay.is_none_or(|relay| !relay.busy.contains(published));
+            reachable && (!settings.ipv4_only || published.host_ip.is_ipv4())
         };
-        let asked = self.asked[asked_at(self.sinks[sink].role)].iter();
+        let refused_ahead = |b: &Binding| settings.after.is_some_and(|ahead| self.sinks[ahead.0].busy.contains(b));
+        let asked = self.asked[asked_at(settings.role)].iter().filter(|(b, _)| !refused_ahead(b));
         asked.filter(|(_, by)| by.iter().any(|(published, _)| possible(published))).map(|(b, _)| *b).collect()
     }
 

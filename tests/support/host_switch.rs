@@ -14,6 +14,8 @@ pub mod forwarder;
 mod go_json;
 #[path = "host_switch/http.rs"]
 mod http;
+#[path = "host_switch/relayed.rs"]
+pub mod relayed;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};

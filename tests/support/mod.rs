@@ -30,6 +30,7 @@ pub mod kube_server;
 pub mod kubeconfig;
 pub mod receiver;
 pub mod vm;
+pub mod wsl_proxy;
 
 use std::fmt::Debug;
 use std::fs;

@@ -18,6 +18,10 @@ use super::{eventually, run, unique};
 pub const GUEST: &str = "192.168.143.2";
 pub const HOST: &str = "192.168.143.1";
 
+/// The same behind host-switch.
+pub const TAP: &str = "192.168.127.2";
+pub const SWITCH: &str = "192.168.127.1";
+
 pub struct Vm {
     pub guest: Namespace,
     pub host: Namespace,
@@ -27,21 +31,31 @@ pub struct Namespace(String);
 
 impl Vm {
     pub fn new() -> Vm {
+        let vm = Vm::of(GUEST, HOST);
+        for (ns, device, ip) in [(&vm.host, "vm0", "fd00:143::1/64"), (&vm.guest, "eth0", "fd00:143::2/64")] {
+            ip_command(&["-n", &ns.0, "addr", "add", ip, "dev", device, "nodad"]);
+        }
+        ip_command(&["-n", &vm.guest.0, "route", "add", "default", "via", "fd00:143::1"]);
+        vm
+    }
+
+    /// As Rancher Desktop's namespace behind host-switch: the guest is 192.168.127.2, and there is no IPv6.
+    pub fn on_tap() -> Vm {
+        Vm::of(TAP, SWITCH)
+    }
+
+    fn of(guest: &str, host: &str) -> Vm {
         assert!(nix::unistd::geteuid().is_root(), "needs root: run make test as root");
         let name = |side| format!("rda-{side}-{}-{}", std::process::id(), unique());
         let vm = Vm { guest: Namespace::new(name("g")), host: Namespace::new(name("h")) };
-        ip(&["-n", &vm.host.0, "link", "add", "vm0", "type", "veth", "peer", "name", "eth0", "netns", &vm.guest.0]);
-        for (ns, device, v4, v6) in [
-            (&vm.host, "vm0", "192.168.143.1/24", "fd00:143::1/64"),
-            (&vm.guest, "eth0", "192.168.143.2/24", "fd00:143::2/64"),
-        ] {
-            ip(&["-n", &ns.0, "addr", "add", v4, "dev", device]);
-            ip(&["-n", &ns.0, "addr", "add", v6, "dev", device, "nodad"]);
-            ip(&["-n", &ns.0, "link", "set", device, "up"]);
-            ip(&["-n", &ns.0, "link", "set", "lo", "up"]);
+        let (h, g) = (&vm.host.0, &vm.guest.0);
+        ip_command(&["-n", h, "link", "add", "vm0", "type", "veth", "peer", "name", "eth0", "netns", g]);
+        for (ns, device, ip) in [(h, "vm0", host), (g, "eth0", guest)] {
+            ip_command(&["-n", ns, "addr", "add", &format!("{ip}/24"), "dev", device]);
+            ip_command(&["-n", ns, "link", "set", device, "up"]);
+            ip_command(&["-n", ns, "link", "set", "lo", "up"]);
         }
-        ip(&["-n", &vm.guest.0, "route", "add", "default", "via", HOST]);
-        ip(&["-n", &vm.guest.0, "route", "add", "default", "via", "fd00:143::1"]);
+        ip_command(&["-n", g, "route", "add", "default", "via", host]);
         vm
     }
 
@@ -80,7 +94,7 @@ impl Vm {
 
 impl Namespace {
     fn new(name: String) -> Namespace {
-        ip(&["netns", "add", &name]);
+        ip_command(&["netns", "add", &name]);
         Namespace(name)
     }
 
@@ -155,6 +169,6 @@ impl Drop for Namespace {
     }
 }
 
-fn ip(args: &[&str]) {
+fn ip_command(args: &[&str]) {
     run(Command::new("ip").args(args));
 }

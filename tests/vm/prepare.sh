@@ -1,7 +1,7 @@
 #!/bin/bash
 # Makes what the VM test boots, under target/vm: kernel/vmlinuz, rootfs.img (OpenRC, dockerd and their libraries, from
-# Debian's packages, none of them installed) and initrd.gz (what may change from run to run: the musl binaries, init/ and
-# tests/vm/guest). Fast when all is there. Each result is renamed into place when it is complete, so that an interrupted
+# Debian's packages, none of them installed) and initrd.gz (what may change from run to run: the musl binaries, the stand-in
+# of host-switch, init/, tests/vm/guest and tests/vm/rd). Fast when all is there. Each result is renamed into place when it is complete, so that an interrupted
 # run leaves nothing that looks finished.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -112,6 +112,14 @@ cp "init/$name.confd" "$initrd/overlay/etc/conf.d/$name"
 cp "init/$name.logrotate" "$initrd/overlay/etc/logrotate.d/$name"
 cp "$BIN/rancher-desktop-guestagent" "$BIN/rancher-desktop-hostagent" "$initrd/overlay/usr/local/bin/"
 chmod 755 "$initrd/init" "$initrd"/overlay/etc/init.d/*
+# The service of Rancher Desktop's kind, and the stand-in with the libraries of this machine that it needs.
+mkdir -p "$initrd"/overlay/opt/{rd,host-switch}
+cp -a tests/vm/rd/. "$initrd/overlay/opt/rd/"
+chmod 755 "$initrd"/overlay/opt/rd/*
+CARGO_TARGET_DIR=target cargo build --locked --quiet --example host-switch-stand-in
+switch=target/debug/examples/host-switch-stand-in
+strip -o "$initrd/overlay/opt/host-switch/stand-in" "$switch"
+for library in $(ldd "$switch" | grep -o '/[^ ]*'); do cp -L "$library" "$initrd/overlay/opt/host-switch/"; done
 (cd "$initrd" && find . | "$BB" cpio -o -H newc 2>/dev/null | gzip -1) >"$OUT/initrd.gz.tmp"
 mv "$OUT/initrd.gz.tmp" "$OUT/initrd.gz"
 rm -rf "$initrd"
