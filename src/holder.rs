@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use caps::Capability;
 
-use crate::ordered::Map;
 use crate::parse::sockets::Listening;
 use crate::port::Protocol;
 use crate::privileges;
@@ -36,8 +35,8 @@ const NAME_BYTES_MAX: usize = 16;
 struct Seen {
     at: Instant,
     sockets: Vec<Listening>,
-    /// The processes that have them open, by the number of the socket.
-    processes: Map<u64, String>,
+    /// The numbers of those that were found, each with the process that has it open.
+    processes: Vec<(u64, String)>,
 }
 
 static SEEN: Mutex<Option<Seen>> = Mutex::new(None);
@@ -52,8 +51,8 @@ pub fn holder(protocol: Protocol, addr: SocketAddr) -> Option<String> {
     let Seen { sockets, processes, .. } = seen.as_ref()?;
     let mut here = sockets.iter().filter(|socket| is_in_the_way(socket, protocol, addr)).peekable();
     let first = *here.peek()?;
-    let named = here.find_map(|socket| processes.get(&socket.inode).cloned());
-    Some(named.unwrap_or_else(|| format!("a process of uid {}", first.uid)))
+    let named = here.find_map(|socket| processes.iter().find(|(inode, _)| *inode == socket.inode));
+    Some(named.map_or_else(|| format!("a process of uid {}", first.uid), |(_, name)| name.clone()))
 }
 
 fn is_in_the_way(socket: &Listening, protocol: Protocol, addr: SocketAddr) -> bool {
@@ -72,8 +71,7 @@ fn look() -> Option<Seen> {
         log::debug!("it is not known who has a port reason={error}");
         return None;
     }
-    let mut processes: Map<u64, String> = Map::new();
-    let numbers: Map<u64, ()> = sockets.iter().map(|socket| (socket.inode, ())).collect();
+    let mut processes: Vec<(u64, String)> = Vec::new();
     privileges::with(&CAPABILITIES, || {
         let end = at + LOOK_TIMEOUT;
         let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -81,8 +79,9 @@ fn look() -> Option<Seen> {
         for pid in pids.take(PIDS_MAX).take_while(|_| Instant::now() < end) {
             let directory = Path::new("/proc").join(pid.to_string());
             let each = |inode: u64| {
-                if numbers.contains_key(&inode) {
-                    processes.entry(inode).or_insert_with(|| format!("{} (pid {pid})", name(&directory)));
+                let listens = sockets.iter().any(|socket| socket.inode == inode);
+                if listens && !processes.iter().any(|(known, _)| *known == inode) {
+                    processes.push((inode, format!("{} (pid {pid})", name(&directory))));
                 }
                 Instant::now() < end
             };

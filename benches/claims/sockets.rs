@@ -86,7 +86,7 @@ fn connected() -> Row {
         LOOK_MS_MAX,
         "ms",
         with,
-        format!("{with:.3} ms ({without:.3} ms without them; {} build)", program.build),
+        format!("{with:.3} ms ({without:.3} ms without them; {})", program.build),
     )
 }
 
@@ -140,7 +140,7 @@ pub fn hold_connections(args: &[String]) -> Option<ExitCode> {
     let listener = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
     setsockopt(&listener, ReuseAddr, &true).unwrap();
     bind(listener.as_raw_fd(), &addr).unwrap();
-    listen(&listener, Backlog::new(CONNECTIONS_EACH as i32 + 1).unwrap()).unwrap();
+    listen(&listener, Backlog::MAXALLOWABLE).unwrap();
     let to = (addr.ip(), addr.port());
     let open: io::Result<Vec<TcpStream>> = (0..CONNECTIONS_EACH).map(|_| TcpStream::connect(to)).collect();
     let _open = open.unwrap();

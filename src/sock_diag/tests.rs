@@ -101,3 +101,44 @@ fn a_missing_directory_is_no_empty_one() {
     inodes(Path::new(OWN_DESCRIPTORS), count).unwrap();
     assert_eq!(seen, 1, "stops when it is told to");
 }
+
+/// A file in the place of one of the kernel's.
+fn read_text(name: &str, text: &[u8]) -> Result<Vec<Listening>, ScanError> {
+    let path = std::env::temp_dir().join(format!("rda-sockets-{}-{name}", std::process::id()));
+    fs::write(&path, text).unwrap();
+    let file: &'static str = path.to_str().unwrap().to_owned().leak();
+    let mut found = Vec::new();
+    let read = read_file(&Table { protocol: Protocol::Tcp, family: IPV4, file }, &mut found);
+    fs::remove_file(&path).unwrap();
+    read.map(|()| found)
+}
+
+#[test]
+fn a_file_is_read_whole_or_not_at_all() {
+    const TITLE: &str =
+        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n";
+    const LINE: &str =
+        "   0: 00000000:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 7 1 0\n";
+    let text = [TITLE, LINE, LINE].concat();
+    assert_eq!(read_text("whole", text.as_bytes()).unwrap().len(), 2);
+    assert_eq!(read_text("title", TITLE.as_bytes()).unwrap(), []);
+    for end in (0..text.len()).filter(|end| ![0, LINE.len(), 2 * LINE.len()].contains(&(text.len() - end))) {
+        assert!(read_text("cut", &text.as_bytes()[..end]).is_err(), "cut at {end}");
+    }
+    let long = [TITLE.as_bytes(), &vec![b' '; 1 << 20], LINE.as_bytes()].concat();
+    for bad in [LINE.as_bytes(), &long, &[TITLE.as_bytes(), b"\xff\n"].concat(), &[0; 1 << 16]] {
+        assert!(matches!(read_text("bad", bad), Err(ScanError::Input(..))));
+    }
+    let most = [TITLE, &LINE.repeat(SOCKETS_MAX)].concat();
+    assert_eq!(read_text("most", most.as_bytes()).unwrap().len(), SOCKETS_MAX);
+    assert!(matches!(read_text("more", (most + LINE).as_bytes()), Err(ScanError::TooMany)));
+}
+
+#[test]
+fn no_file_means_no_ipv6_only_where_there_is_one_for_ipv4() {
+    let read = |family, file| read_file(&Table { protocol: Protocol::Tcp, family, file }, &mut Vec::new());
+    assert!(matches!(read(IPV4, "/proc/nosuch"), Err(ScanError::Read(..))));
+    assert!(matches!(read(IPV6, "/proc/nosuch6"), Err(ScanError::Read(..))));
+    // There is a file `/proc/uptime`, and none `/proc/uptime6`.
+    assert!(read(IPV6, "/proc/uptime6").is_ok());
+}
