@@ -149,7 +149,7 @@ impl SockDiag {
         };
         let fd = self.socket.insert(socket).as_raw_fd();
         self.sequence = self.sequence.wrapping_add(1);
-        send(fd, &request(table.protocol, table.family, self.sequence), MsgFlags::empty())
+        send(fd, request(table.protocol, table.family, self.sequence).as_flattened(), MsgFlags::empty())
             .map_err(ScanError::Netlink)?;
         let deadline = Instant::now() + DUMP_TIMEOUT;
         loop {

@@ -32,8 +32,8 @@ const DONE: u16 = 3;
 /// `INET_DIAG_SKV6ONLY`, which comes unasked with IPv6 sockets that listen.
 const V6ONLY: u16 = 11;
 
-/// With a `struct inet_diag_req_v2`.
-const REQUEST_BYTES: usize = MESSAGE_HEADER_BYTES + 56;
+/// A header and a `struct inet_diag_req_v2`, in words of four bytes.
+const REQUEST_WORDS: usize = (MESSAGE_HEADER_BYTES + 56) / 4;
 
 /// Offsets in a message, which is a header and a `struct inet_diag_msg`, followed by attributes.
 const FAMILY_AT: usize = MESSAGE_HEADER_BYTES;
@@ -91,20 +91,27 @@ fn listening_state(protocol: Protocol) -> u8 {
     }
 }
 
-/// Asks for every socket of that protocol and family that listens.
-pub fn request(protocol: Protocol, family: u8, sequence: u32) -> [u8; REQUEST_BYTES] {
+/// Asks for every socket of that protocol and family that listens. To be sent as one piece.
+pub fn request(protocol: Protocol, family: u8, sequence: u32) -> [[u8; 4]; REQUEST_WORDS] {
     let ip_protocol = match protocol {
         Protocol::Tcp => 6,
         Protocol::Udp => 17,
     };
+    let length = u32::try_from(REQUEST_WORDS * 4).unwrap_or_default();
+    let ([kind, of_kind], [flag, flags]) = (BY_FAMILY.to_ne_bytes(), (REQUEST | DUMP).to_ne_bytes());
     let states = 1_u32 << listening_state(protocol);
-    // The rest, zero: the sender, to be filled in by the kernel; and in the end, whatever address and port.
-    let fields = u32::try_from(REQUEST_BYTES).unwrap_or_default().to_ne_bytes().into_iter();
-    let fields = fields.chain(BY_FAMILY.to_ne_bytes()).chain((REQUEST | DUMP).to_ne_bytes());
-    let fields = fields.chain(sequence.to_ne_bytes()).chain([0; 4]);
-    let fields = fields.chain([family, ip_protocol, 0, 0]).chain(states.to_ne_bytes());
-    let mut request = [0; REQUEST_BYTES];
-    request.iter_mut().zip(fields).for_each(|(byte, field)| *byte = field);
+    let fields = [
+        length.to_ne_bytes(),
+        [kind, of_kind, flag, flags],
+        sequence.to_ne_bytes(),
+        // The sender, to be filled in by the kernel.
+        [0; 4],
+        [family, ip_protocol, 0, 0],
+        states.to_ne_bytes(),
+    ];
+    // The rest, zero, means whatever address and port.
+    let mut request = [[0; 4]; REQUEST_WORDS];
+    request.iter_mut().zip(fields).for_each(|(word, field)| *word = field);
     request
 }
 
@@ -169,15 +176,12 @@ pub fn is_title(line: &str) -> bool {
 /// The socket that a line of `/proc/net` tells of, if it listens.
 pub fn line(line: &str, protocol: Protocol) -> Result<Option<Listening>, ParseError> {
     const MISSING: ParseError = ParseError::Missing("rest of a socket's line");
-    let mut words = line.split_ascii_whitespace();
-    let local = words.nth(1).ok_or(MISSING)?;
-    let state = words.nth(1).filter(|hex| hex.len() == 2).ok_or(MISSING)?;
-    let state = u8::from_str_radix(state, 16).map_err(|_| MISSING)?;
-    if state != listening_state(protocol) {
+    let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    let [_, local, _, state, _, _, _, uid, _, inode, ..] = words.as_slice() else { return Err(MISSING) };
+    if u8::from_str_radix(state, 16).map_err(|_| MISSING)? != listening_state(protocol) {
         return Ok(None);
     }
-    let uid = words.nth(3).and_then(|uid| uid.parse().ok()).ok_or(MISSING)?;
-    let inode = words.nth(1).and_then(|inode| inode.parse().ok()).ok_or(MISSING)?;
+    let (uid, inode) = (uid.parse().map_err(|_| MISSING)?, inode.parse().map_err(|_| MISSING)?);
     let (ip, port) = local.split_once(':').ok_or(MISSING)?;
     let port = u16::from_str_radix(port, 16).map_err(|_| MISSING)?;
     let ip = address(ip).ok_or(MISSING)?;

@@ -127,8 +127,7 @@ impl Ledger {
 
     /// Whoever could ask for what was found has spoken.
     pub fn end_found(&mut self) {
-        let found = |f: &Forward| f.asks.is_empty() && f.told.is_none() && f.flying.is_none();
-        let left: Vec<Binding> = self.forwards.iter().filter(|(_, f)| found(f)).map(|(b, _)| *b).collect();
+        let left: Vec<Binding> = self.forwards.iter().filter(|(_, f)| f.is_left_over()).map(|(b, _)| *b).collect();
         for binding in left {
             if let Some((_, until)) = self.forwards.get_mut(&binding).and_then(|forward| forward.wait.take()) {
                 self.timers.remove(&(until, Timer::Forward(binding)));
@@ -345,8 +344,14 @@ impl Ledger {
             *failures = 0;
         }
         self.timers.clear();
-        for forward in self.forwards.values_mut() {
-            forward.wait = None;
+        for (binding, forward) in self.forwards.iter_mut() {
+            match forward.wait {
+                // Nobody has said yet that it is not wanted.
+                Some((_, until)) if forward.is_left_over() && !self.stopping => {
+                    self.timers.insert((until, Timer::Forward(*binding)));
+                }
+                _ => forward.wait = None,
+            }
             forward.failures = 0;
         }
         let owners: Vec<Owner> = self.lanes.keys().cloned().collect();

@@ -14,16 +14,17 @@ fn s24_what_is_there_is_adopted_and_what_is_not_ours_left_alone() {
     let world = World::new();
     let strange = "tcp 127.0.0.1:2222 192.168.127.3:22";
     world.server.insert("tcp", "127.0.0.1:2222", "192.168.127.3:22");
-    for local in ["127.0.0.1:8080", "127.0.0.1:8081", "127.0.0.1:8082"] {
+    for local in ["127.0.0.1:8080", "127.0.0.1:8081", "127.0.0.1:8082", "127.0.0.1:8083"] {
         world.insert_ours(local);
     }
-    // 8082 leads to us, but no run of the agent has made it; 9000 is gone since.
+    // 8082 and 8083 lead to us, but no run of the agent has made them; 9000 is gone since.
     world.write_state(&["127.0.0.1:8080", "127.0.0.1:8081", "127.0.0.1:9000"]);
-    world.engine.add(&id(1), ports(&[("80/tcp", "0.0.0.0", "8080")]));
+    world.engine.add(&id(1), ports(&[("80/tcp", "0.0.0.0", "8080"), ("83/tcp", "0.0.0.0", "8083")]));
     let agent = world.agent(&[]);
     agent.wait_log("forwarding binding=127.0.0.1:8080/tcp");
+    agent.wait_log("forwarding binding=127.0.0.1:8083/tcp");
     let made = world.tcp("127.0.0.1:8082");
-    world.wait(&["127.0.0.1:8080"], &[strange, &made]);
+    world.wait(&["127.0.0.1:8080", "127.0.0.1:8083"], &[strange, &made]);
     assert_eq!(world.count("/expose"), 0, "{:?}", world.server.requests());
     assert_eq!(world.count("/unexpose"), 1, "{:?}", world.server.requests());
     assert!(!agent.log().contains("already running"), "{}", agent.log());

@@ -74,6 +74,7 @@ fn reads_what_the_kernel_answers() {
 #[test]
 fn asks_as_the_kernel_wants_it() {
     let request = request(Protocol::Udp, IPV6, 9);
+    let request = request.as_flattened();
     assert_eq!(request.len(), 72);
     assert_eq!(request[..8], *[72_u32.to_ne_bytes(), [20, 0, 1, 3]].concat());
     assert_eq!(request[8..24], *[9_u32.to_ne_bytes(), [0; 4], [10, 17, 0, 0], (1_u32 << 7).to_ne_bytes()].concat());
