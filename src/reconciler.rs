@@ -279,7 +279,7 @@ impl Reconciler {
             self.remark(owner, binding, out);
         }
         self.spread(binding);
-        if first {
+        if first || binding.host_ip.is_unspecified() {
             self.note_address(binding, true);
         }
     }
@@ -324,7 +324,7 @@ impl Reconciler {
             }
         }
         self.spread(binding);
-        if last {
+        if last || binding.host_ip.is_unspecified() {
             self.note_address(binding, false);
         }
     }
@@ -338,8 +338,8 @@ impl Reconciler {
         }
     }
 
-    /// A binding is claimed for the first time, or not at all any more: what is claimed of its port on one address needs the
-    /// relay no longer, or from now on.
+    /// A binding is claimed for the first time, or not at all any more; or one on every address has other claimants: what is
+    /// claimed of its port on one address needs the relay no longer, or from now on.
     fn note_address(&mut self, binding: Binding, claimed: bool) {
         if self.relay.is_none() {
             return;
@@ -363,10 +363,9 @@ impl Reconciler {
     fn spread(&mut self, published: Binding) {
         let everywhere = published.host_ip.is_unspecified()
             || (self.relay.is_some()
-                && self.claimants.contains_key(&published.on(unspecified_like(published.host_ip))));
-        let claimants = self.claimants.get(&published).map(Vec::as_slice).unwrap_or_default();
+                && allowed(&self.claimants, published.on(unspecified_like(published.host_ip))).next().is_some());
         let doubtful = self.doubtful.contains(&published);
-        let allowed = claimants.iter().filter(|c| !c.denied && !(doubtful && c.owner.source == Source::Sockets));
+        let allowed = allowed(&self.claimants, published).filter(|c| !(doubtful && c.owner.source == Source::Sockets));
         for (i, sink) in self.sinks.iter().enumerate() {
             let exposed = if sink.role == Role::Peer { self.policy.expose(published) } else { published };
             // Whether the sink ahead has it, as far as it is told of the owner.
@@ -407,4 +406,13 @@ impl Reconciler {
         *count += 1;
         out.push(Command::Report(Report::Skipped { source, count: *count, reason }));
     }
+}
+
+/// The claimants of a binding that no rule denies it. A socket does not get it where a container is denied it: most likely
+/// it listens for that one.
+fn allowed(claimants: &Map<Binding, Vec<Claimant>>, published: Binding) -> impl Iterator<Item = &Claimant> + Clone {
+    let claimants = claimants.get(&published).map(Vec::as_slice).unwrap_or_default();
+    let is_socket = |c: &Claimant| c.owner.source == Source::Sockets;
+    let no_socket = claimants.iter().any(|c| c.denied && !is_socket(c));
+    claimants.iter().filter(move |c| !c.denied && !(no_socket && is_socket(c)))
 }

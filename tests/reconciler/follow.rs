@@ -191,3 +191,39 @@ fn s19_rules_decide_by_source_port_and_order() {
     assert_eq!(agent.held(0), "");
     assert_eq!(owner(Source::Sockets, "udp/68").to_string(), "sockets:udp/68");
 }
+
+#[test]
+fn s19_what_a_rule_denies_to_a_container_is_not_published_for_what_listens_there() {
+    for socket_first in [true, false] {
+        let mut agent = rancher_desktop(rules(&[("tcp/80@docker", false)]), &[]);
+        let claims = [(Source::Sockets, "tcp/80"), (Source::Docker, "a")];
+        let order = if socket_first { [0, 1] } else { [1, 0] };
+        for (source, key) in order.map(|at| claims[at]) {
+            agent.claim(source, key, "0.0.0.0:80/tcp");
+        }
+        agent.snapshot(Source::Sockets, &[("tcp/80", "0.0.0.0:80/tcp")]);
+        assert_eq!(held(&agent), ["", "", ""], "socket first: {socket_first}");
+        // Another source has it, too, and is allowed.
+        agent.claim(Source::Containerd, "b", "0.0.0.0:80/tcp");
+        assert_eq!(agent.held(0), "0.0.0.0:80/tcp");
+        agent.claim(Source::Containerd, "b", "");
+        assert_eq!(agent.held(0), "");
+        // The container has gone, and the port is still listened on: it is somebody else's.
+        agent.claim(Source::Docker, "a", "");
+        agent.snapshot(Source::Sockets, &[("tcp/80", "0.0.0.0:80/tcp")]);
+        assert_eq!(agent.held(0), "0.0.0.0:80/tcp");
+    }
+}
+
+#[test]
+fn s19_nothing_leads_past_the_relay_to_what_a_rule_denies() {
+    let mut agent = rancher_desktop(rules(&[("tcp/80@sockets", false)]), &[]);
+    // Where host-switch leads to, there is the socket: without the relay it would be reached in place of the container.
+    agent.claim(Source::Sockets, "tcp/80", "0.0.0.0:80/tcp");
+    agent.claim(Source::Nat, "a", "127.0.0.1:80/tcp");
+    assert_eq!(agent.held(2), "127.0.0.1:80/tcp");
+    agent.claim(Source::Containerd, "b", "0.0.0.0:80/tcp");
+    assert_eq!((agent.held(2), agent.held(0)), (String::new(), "0.0.0.0:80/tcp 127.0.0.1:80/tcp".into()));
+    agent.claim(Source::Containerd, "b", "");
+    assert_eq!((agent.held(2), agent.held(0)), ("127.0.0.1:80/tcp".into(), "127.0.0.1:80/tcp".into()));
+}
