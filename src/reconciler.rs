@@ -142,7 +142,7 @@ impl Reconciler {
 
     /// A sink that follows the one with forwards of an earlier run may have been told of the same.
     fn found(&mut self, sink: SinkId, bindings: &Set<Binding>, now: Instant) {
-        let until = if self.awaited.is_empty() { now } else { now + self.grace };
+        let until = if self.stopping || self.awaited.is_empty() { now } else { now + self.grace };
         let owner = Owner { source: Source::Agent, key: EARLIER_RUN.into() };
         for (i, (settings, ledger)) in self.sinks.iter().zip(&mut self.ledgers).enumerate() {
             if SinkId(i) == sink || settings.after == Some(sink) {

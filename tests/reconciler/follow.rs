@@ -227,3 +227,31 @@ fn s19_nothing_leads_past_the_relay_to_what_a_rule_denies() {
     agent.claim(Source::Containerd, "b", "");
     assert_eq!((agent.held(2), agent.held(0)), ("127.0.0.1:80/tcp".into(), "127.0.0.1:80/tcp".into()));
 }
+
+#[test]
+fn s24_what_was_found_is_kept_over_a_restart_of_the_host_s_end() {
+    let mut agent = rancher_desktop(Policy::default(), &[Source::Docker, Source::Sockets]);
+    let left = bindings("127.0.0.1:80/tcp 127.0.0.1:81/tcp");
+    agent.apply(Event::Found { sink: SinkId(0), bindings: left.keys().copied().collect() });
+    for sink in [SinkId(0), SinkId(1)] {
+        agent.apply(Event::SinkReset { sink, reason: "it answers again".into() });
+    }
+    assert_eq!(agent.documents, 0, "whether it is wanted is not known yet");
+    agent.snapshot(Source::Docker, &[("a", "0.0.0.0:80/tcp")]);
+    assert_eq!(agent.held(1), "127.0.0.1:80/tcp");
+    agent.documents = 0;
+    agent.snapshot(Source::Sockets, &[]);
+    assert_eq!(agent.documents, 2, "the other one is withdrawn, at both");
+    // And if a source never speaks: after the grace time.
+    agent.apply(Event::Found { sink: SinkId(0), bindings: [binding("127.0.0.1:82/tcp")].into_iter().collect() });
+    assert_eq!(agent.documents, 4, "all have spoken");
+}
+
+#[test]
+fn s14_what_is_found_while_the_agent_ends_goes_at_once() {
+    let mut agent = rancher_desktop(Policy::default(), &[Source::Docker]);
+    agent.apply(Event::Shutdown);
+    agent.apply(Event::Found { sink: SinkId(0), bindings: [binding("127.0.0.1:80/tcp")].into_iter().collect() });
+    assert_eq!(agent.documents, 2);
+    assert!(agent.is_empty());
+}
