@@ -127,7 +127,7 @@ impl Ledger {
 
     /// Whoever could ask for what was found has spoken.
     pub fn end_found(&mut self) {
-        let left: Vec<Binding> = self.forwards.iter().filter(|(_, f)| f.is_left_over()).map(|(b, _)| *b).collect();
+        let left: Vec<Binding> = self.forwards.iter().filter(|(_, f)| f.is_found()).map(|(b, _)| *b).collect();
         for binding in left {
             if let Some((_, until)) = self.forwards.get_mut(&binding).and_then(|forward| forward.wait.take()) {
                 self.timers.remove(&(until, Timer::Forward(binding)));
@@ -337,7 +337,7 @@ impl Ledger {
         }
     }
 
-    /// Every wait ends now, and the next ones are short again.
+    /// Every wait ends now, and the next ones are short again. What was found waits on, but for the end of the agent.
     fn retry_all(&mut self, now: Instant) {
         if let Peer::Unreachable { until, failures, .. } = &mut self.peer {
             *until = now;
@@ -345,14 +345,10 @@ impl Ledger {
         }
         self.timers.clear();
         for (binding, forward) in self.forwards.iter_mut() {
-            match forward.wait {
-                // Nobody has said yet that it is not wanted.
-                Some((_, until)) if forward.is_left_over() && !self.stopping => {
-                    self.timers.insert((until, Timer::Forward(*binding)));
-                }
-                _ => forward.wait = None,
+            match forward.wait.filter(|_| forward.is_found() && !self.stopping) {
+                Some((_, until)) => drop(self.timers.insert((until, Timer::Forward(*binding)))),
+                None => (forward.wait, forward.failures) = (None, 0),
             }
-            forward.failures = 0;
         }
         let owners: Vec<Owner> = self.lanes.keys().cloned().collect();
         for owner in owners {

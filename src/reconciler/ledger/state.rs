@@ -48,8 +48,8 @@ impl Forward {
         (self.owner != first.owner).then(|| std::mem::replace(&mut self.owner, first.owner.clone()))
     }
 
-    /// Whether it is of an earlier run, and nothing has been said or done about it yet.
-    pub(super) fn is_left_over(&self) -> bool {
+    /// Whether it is of an earlier run, and nobody has asked for it yet.
+    pub(super) fn is_found(&self) -> bool {
         self.asks.is_empty() && self.told.is_none() && self.flying.is_none()
     }
 
