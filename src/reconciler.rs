@@ -412,5 +412,5 @@ impl Reconciler {
 fn allowed(claimants: &Map<Binding, Vec<Claimant>>, published: Binding) -> impl Iterator<Item = &Claimant> + Clone {
     let claimants = claimants.get(&published).map(Vec::as_slice).unwrap_or_default();
     let no_socket = claimants.iter().any(|c| !c.owner.is_socket());
-    claimants.iter().filter(move |c| !c.denied && !(no_socket && c.owner.is_socket()))
+    claimants.iter().filter(move |c| !c.denied && (!no_socket || !c.owner.is_socket()))
 }
