@@ -30,6 +30,12 @@ fn stalls() {
     let (world, agent) = survives(Fault::Stall, "does not answer in time");
     // What was cut off may have been carried out late.
     world.wait(&["127.0.0.1:8401", "127.0.0.1:8404", "127.0.0.1:8405"], &[]);
+    // What the server still has in hand when the agent has ended, no agent can undo.
+    eventually("an end of every request", || {
+        let open: Vec<String> =
+            world.server.requests().iter().filter(|r| r.status == 0).map(|r| r.body.clone()).collect();
+        if open.is_empty() { Ok(()) } else { Err(open) }
+    });
     assert_eq!(agent.stop(), Some(0));
     world.wait(&[], &[]);
 }
