@@ -310,6 +310,30 @@ fn s15_the_agents_own_listeners_are_not_claimed() {
 
 #[test]
 #[ignore = "needs root and iproute2"]
+fn what_a_container_leaves_listening_is_announced_again_also_where_sockets_come_and_go() {
+    let (vm, engine) = (Vm::new(), EngineStub::new());
+    let host = format!("unix://{}", engine.socket().display());
+    let args = [&ARGS[..], &["-docker"]].concat();
+    let program = env!("CARGO_BIN_EXE_rancher-desktop-guestagent");
+    let agent = Agent::run_program(program.as_ref(), Some(&vm.guest), &args, &[("DOCKER_HOST", &host)]);
+    engine.wait_subscriptions(1);
+    let _server = tcp(&vm.guest, "0.0.0.0:8080");
+    wait_held(&agent, &["0.0.0.0:8080/tcp"]);
+    let published = [("8080/tcp", "0.0.0.0", "8080"), ("8081/tcp", "0.0.0.0", "8081")];
+    engine.start(&engine_stub::id(1), engine_stub::ports(&published));
+    wait_held(&agent, &["0.0.0.0:8080/tcp", "0.0.0.0:8081/tcp"]);
+    engine.end(&engine_stub::id(1));
+    wait_held(&agent, &[]);
+    // No look sees what the one before it saw.
+    let mut client = udp(&vm.guest, "0.0.0.0:0");
+    eventually("the socket's port", || {
+        client = udp(&vm.guest, "0.0.0.0:0");
+        if held(&agent).len() == 1 { Ok(()) } else { Err((client.as_raw_fd(), agent.log())) }
+    });
+}
+
+#[test]
+#[ignore = "needs root and iproute2"]
 fn a_loopback_socket_is_relayed_and_the_relay_is_not_claimed() {
     let (vm, receiver) = (Vm::new(), Receiver::new());
     let args = ["-sockets", "-iptables=false", "--socket-interval=50ms", "--sink", &receiver.url()];

@@ -115,6 +115,9 @@ pub struct HostSwitch {
     /// Announcements that were cut off: they may still be carried out, until then.
     strays: Set<Binding>,
     strays_until: Instant,
+    /// The same of an earlier run, which was killed: written down, and not there when this one began.
+    earlier: Set<Binding>,
+    earlier_until: Instant,
     state_file: StateFile,
     /// The state file does not say what is ours.
     unsaved: bool,
@@ -140,6 +143,8 @@ impl HostSwitch {
             due: now,
             strays: Set::new(),
             strays_until: now,
+            earlier: Set::new(),
+            earlier_until: now,
             state_file: StateFile::new(),
             unsaved: false,
             saved: now,
@@ -170,12 +175,12 @@ impl HostSwitch {
         };
         match read {
             Ok(exposed) => {
-                self.view = Some(exposed);
+                let last = self.view.replace(exposed);
                 self.lost = None;
                 self.warned = false;
                 self.looked = Instant::now();
                 self.due = self.looked + HEARTBEAT;
-                self.compare(busy);
+                self.compare(busy, &last.unwrap_or_default());
                 self.save(false);
                 Ok(())
             }
@@ -205,22 +210,30 @@ impl HostSwitch {
         self.due = Instant::now() + HEARTBEAT_LOST;
     }
 
-    /// Compares what is ours with what the server has just listed.
-    fn compare(&mut self, busy: &Bindings) {
-        let listed: Set<Binding> = match self.met {
-            false => StateFile::read(&self.config),
-            true => std::mem::take(&mut self.ours),
-        };
+    /// Compares what is ours with what the server has just listed. `last` is what was known of that before.
+    fn compare(&mut self, busy: &Bindings, last: &Exposed) {
+        if !self.met {
+            self.ours = StateFile::read(&self.config);
+            self.earlier = self.ours.iter().filter(|binding| !self.has(**binding)).copied().collect();
+            self.earlier_until = self.looked + STRAY_MAX;
+        }
+        let listed = std::mem::take(&mut self.ours);
         let before = listed.len();
-        if Instant::now() >= self.strays_until {
+        if self.looked >= self.strays_until {
             self.strays.clear();
         }
+        let is_over = self.looked >= self.earlier_until;
+        let over = if is_over { std::mem::take(&mut self.earlier) } else { Set::new() };
         let mut missing = 0;
         let mut ours = Set::new();
         for binding in listed.iter() {
-            if self.has(*binding) || busy.contains_key(binding) || self.strays.contains(binding) {
+            let is_there = self.has(*binding) || busy.contains_key(binding);
+            let may_come = self.strays.contains(binding) || self.earlier.contains(binding);
+            if is_there || may_come {
                 ours.insert(*binding);
-            } else {
+            }
+            let never_came = may_come || over.contains(binding);
+            if !is_there && (!never_came || last.contains_key(binding)) {
                 missing += 1;
             }
         }
@@ -234,7 +247,10 @@ impl HostSwitch {
             ));
         }
         let caught = |stray: &&Binding| self.has(**stray) && !busy.contains_key(stray);
-        let caught: Vec<Binding> = self.strays.iter().filter(caught).copied().collect();
+        let caught: Vec<Binding> = self.strays.iter().chain(self.earlier.iter()).filter(caught).copied().collect();
+        for binding in &caught {
+            self.earlier.remove(binding);
+        }
         ours.extend(caught.iter().copied());
         self.found.extend(caught);
         self.unsaved |= before != ours.len() || missing > 0 || self.state_file.has_failed();

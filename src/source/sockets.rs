@@ -153,7 +153,8 @@ impl Session<'_> {
             }
         };
         match self.sent.take() {
-            Some(sent) if self.trouble.is_none() => {
+            // Where something changes at every look, no look finds the time for the whole view but this one.
+            Some(sent) if self.trouble.is_none() && self.snapshot.elapsed() < SNAPSHOT_INTERVAL => {
                 for (key, bindings) in claims.iter().filter(|(key, bindings)| sent.get(*key) != Some(bindings)) {
                     self.claim(key, bindings.clone());
                 }

@@ -56,6 +56,22 @@ fn s24_kill_and_restart_with_containers_gone_ends_with_exactly_what_is_wanted() 
 }
 
 #[test]
+fn s24_what_a_killed_agent_asked_for_is_removed_also_where_it_was_carried_out_late() {
+    let world = World::new();
+    // Written down and sent; then the agent was killed, and the container ended.
+    world.write_state(&["127.0.0.1:8207"]);
+    let agent = world.agent(&[]);
+    eventually("the list is read", || if world.count("/all") > 0 { Ok(()) } else { Err(agent.log()) });
+    world.engine.start(&id(1), ports(&[("80/tcp", "0.0.0.0", "8208")]));
+    world.wait(&["127.0.0.1:8208"], &[]);
+    world.insert_ours("127.0.0.1:8207");
+    world.wait(&["127.0.0.1:8208"], &[]);
+    assert_eq!(lines(&agent, "does not hold everything"), 0, "{}", agent.log());
+    assert_eq!(agent.stop(), Some(0));
+    world.wait(&[], &[]);
+}
+
+#[test]
 fn s08_a_server_that_comes_up_later_is_told_everything() {
     let addr: SocketAddr = bind("127.0.0.1:0".parse().unwrap()).local_addr().unwrap();
     let world = World::new();

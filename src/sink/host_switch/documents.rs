@@ -18,6 +18,7 @@ impl HostSwitch {
             .map(|binding| (binding, Failure { kind: FailureKind::Denied, reason: refusal.into() }))
             .collect();
         for binding in &fit {
+            self.earlier.remove(binding);
             self.unsaved |= self.ours.insert(*binding);
         }
         self.save(false);

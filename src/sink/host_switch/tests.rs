@@ -99,6 +99,24 @@ fn catches_what_is_carried_out_after_it_was_cut_off() {
 }
 
 #[test]
+fn what_was_cut_off_and_then_made_is_missed_like_the_rest() {
+    let (script, address) = server();
+    let mut sink = sink(address);
+    steps(&script, &[("all", 200, "[]"), ("expose", 0, "")]);
+    assert!(matches!(sink.carry_out(&document(Operation::Announce)), Answer::Uncertain(_)));
+    sink.due = Instant::now();
+    steps(&script, &[("all", 200, "[]")]);
+    sink.beat();
+    assert_eq!(sink.take_news(), None, "it may still come");
+    steps(&script, &[("expose", 200, "")]);
+    assert_eq!(sink.carry_out(&document(Operation::Announce)), done());
+    sink.due = Instant::now();
+    steps(&script, &[("all", 200, "[]")]);
+    sink.beat();
+    assert!(matches!(sink.take_news(), Some(News::Reset(_))), "the server has restarted");
+}
+
+#[test]
 fn a_refusal_is_looked_into() {
     let (script, address) = server();
     let mut sink = sink(address);
