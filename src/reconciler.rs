@@ -367,7 +367,7 @@ impl Reconciler {
         let claimants = self.claimants.get(&published).map(Vec::as_slice).unwrap_or_default();
         // What a container claims is the container's, also where a rule denies it.
         let not_sockets = self.doubtful.contains(&published) || claimants.iter().any(|c| !c.owner.is_socket());
-        let allowed = claimants.iter().filter(|c| !c.denied && !(not_sockets && c.owner.is_socket()));
+        let allowed = claimants.iter().filter(|c| !(c.denied || (not_sockets && c.owner.is_socket())));
         for (i, sink) in self.sinks.iter().enumerate() {
             let exposed = if sink.role == Role::Peer { self.policy.expose(published) } else { published };
             // Whether the sink ahead has it, as far as it is told of the owner.
