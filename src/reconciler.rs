@@ -142,7 +142,7 @@ impl Reconciler {
 
     /// A sink that follows the one with forwards of an earlier run may have been told of the same.
     fn found(&mut self, sink: SinkId, bindings: &Set<Binding>, now: Instant) {
-        let until = if self.awaited.is_empty() { now } else { now + self.grace };
+        let until = if self.stopping || self.awaited.is_empty() { now } else { now + self.grace };
         let owner = Owner { source: Source::Agent, key: EARLIER_RUN.into() };
         for (i, (settings, ledger)) in self.sinks.iter().zip(&mut self.ledgers).enumerate() {
             if SinkId(i) == sink || settings.after == Some(sink) {
@@ -279,7 +279,7 @@ impl Reconciler {
             self.remark(owner, binding, out);
         }
         self.spread(binding);
-        if first {
+        if first || binding.host_ip.is_unspecified() {
             self.note_address(binding, true);
         }
     }
@@ -324,7 +324,7 @@ impl Reconciler {
             }
         }
         self.spread(binding);
-        if last {
+        if last || binding.host_ip.is_unspecified() {
             self.note_address(binding, false);
         }
     }
@@ -338,8 +338,8 @@ impl Reconciler {
         }
     }
 
-    /// A binding is claimed for the first time, or not at all any more: what is claimed of its port on one address needs the
-    /// relay no longer, or from now on.
+    /// A binding is claimed for the first time, or not at all any more; or one on every address has other claimants: what is
+    /// claimed of its port on one address needs the relay no longer, or from now on.
     fn note_address(&mut self, binding: Binding, claimed: bool) {
         if self.relay.is_none() {
             return;
@@ -359,15 +359,13 @@ impl Reconciler {
     }
 
     /// Tells every ledger whether this published binding asks for a forward there: of its claimants, the oldest that
-    /// the sink is told of counts; a socket only where nobody else claims it.
+    /// the sink is told of counts.
     fn spread(&mut self, published: Binding) {
         let everywhere = published.host_ip.is_unspecified()
             || (self.relay.is_some()
-                && self.claimants.contains_key(&published.on(unspecified_like(published.host_ip))));
-        let claimants = self.claimants.get(&published).map(Vec::as_slice).unwrap_or_default();
-        // What a container claims is the container's, also where a rule denies it.
-        let not_sockets = self.doubtful.contains(&published) || claimants.iter().any(|c| !c.owner.is_socket());
-        let allowed = claimants.iter().filter(|c| !(c.denied || (not_sockets && c.owner.is_socket())));
+                && allowed(&self.claimants, published.on(unspecified_like(published.host_ip))).next().is_some());
+        let doubtful = self.doubtful.contains(&published);
+        let allowed = allowed(&self.claimants, published).filter(|c| !(doubtful && c.owner.is_socket()));
         for (i, sink) in self.sinks.iter().enumerate() {
             let exposed = if sink.role == Role::Peer { self.policy.expose(published) } else { published };
             // Whether the sink ahead has it, as far as it is told of the owner.
@@ -407,4 +405,12 @@ impl Reconciler {
         *count += 1;
         out.push(Command::Report(Report::Skipped { source, count: *count, reason }));
     }
+}
+
+/// The claimants of a binding that no rule denies it. What a container claims is not the socket's that listens for it, also
+/// where a rule denies it.
+fn allowed(claimants: &Map<Binding, Vec<Claimant>>, published: Binding) -> impl Iterator<Item = &Claimant> + Clone {
+    let claimants = claimants.get(&published).map(Vec::as_slice).unwrap_or_default();
+    let no_socket = claimants.iter().any(|c| !c.owner.is_socket());
+    claimants.iter().filter(move |c| !c.denied && (!no_socket || !c.owner.is_socket()))
 }

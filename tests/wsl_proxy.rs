@@ -15,6 +15,7 @@ use support::{TempDir, eventually, within};
 /// Longer than it takes to notice a restart, by much.
 const NOTICED: Duration = Duration::from_secs(8);
 
+#[cfg(feature = "kubernetes")]
 const API_SERVER: &str = concat!(
     r#"{"remove":false,"ports":{"6443/tcp":[{"HostIp":"127.0.0.1","HostPort":"6443"}]},"connectAddrs":null}"#,
     "\n"

@@ -127,8 +127,7 @@ impl Ledger {
 
     /// Whoever could ask for what was found has spoken.
     pub fn end_found(&mut self) {
-        let found = |f: &Forward| f.asks.is_empty() && f.told.is_none() && f.flying.is_none();
-        let left: Vec<Binding> = self.forwards.iter().filter(|(_, f)| found(f)).map(|(b, _)| *b).collect();
+        let left: Vec<Binding> = self.forwards.iter().filter(|(_, f)| f.is_found()).map(|(b, _)| *b).collect();
         for binding in left {
             if let Some((_, until)) = self.forwards.get_mut(&binding).and_then(|forward| forward.wait.take()) {
                 self.timers.remove(&(until, Timer::Forward(binding)));
@@ -338,16 +337,18 @@ impl Ledger {
         }
     }
 
-    /// Every wait ends now, and the next ones are short again.
+    /// Every wait ends now, and the next ones are short again. What was found waits on, but for the end of the agent.
     fn retry_all(&mut self, now: Instant) {
         if let Peer::Unreachable { until, failures, .. } = &mut self.peer {
             *until = now;
             *failures = 0;
         }
         self.timers.clear();
-        for forward in self.forwards.values_mut() {
-            forward.wait = None;
-            forward.failures = 0;
+        for (binding, forward) in self.forwards.iter_mut() {
+            match forward.wait.filter(|_| forward.is_found() && !self.stopping) {
+                Some((_, until)) => drop(self.timers.insert((until, Timer::Forward(*binding)))),
+                None => (forward.wait, forward.failures) = (None, 0),
+            }
         }
         let owners: Vec<Owner> = self.lanes.keys().cloned().collect();
         for owner in owners {

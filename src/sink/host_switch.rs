@@ -316,7 +316,7 @@ impl Sink for HostSwitch {
     }
 
     fn take_news(&mut self) -> Option<News> {
-        // In this order: a reset has what was found withdrawn at once, wanted or not.
+        // In this order: what is found now is no reason to doubt it at once.
         if let Some(reason) = self.reset.take() {
             return Some(News::Reset(reason));
         }

@@ -1,5 +1,6 @@
 //! Where forwards are announced. Each sink carries out documents on a thread of its own, behind a bounded queue, so
-//! that a slow or dead peer never delays another. A sink keeps no port state: what it answers is the reconciler's.
+//! that a slow or dead peer never delays another. What should be where is the reconciler's alone: a sink keeps of ports no more
+//! than what it takes to speak to its peer.
 
 mod deliver;
 pub mod handshake;

@@ -8,7 +8,7 @@
 //! Nothing tells that it has restarted but its socket, which is another file then: that is looked at for each document, and
 //! now and then. It is never connected to without a document, which it would log as an error.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::num::NonZeroU16;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -59,6 +59,10 @@ impl WslProxy {
     }
 
     fn unreachable(&self, error: &io::Error) -> Answer {
+        // Who is not there has nothing open, and the end of the agent need not wait for it.
+        if self.stopping && matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) {
+            return Answer::Done { failed: Vec::new() };
+        }
         Answer::Unreachable(format!("wsl-proxy: {}: {error}", self.path.display()))
     }
 
@@ -145,12 +149,7 @@ impl Sink for WslProxy {
             (Ok(_), Operation::Withdraw) => self.withdraw(&document.bindings),
         };
         self.away = matches!(done, Err(Answer::Unreachable(_)));
-        match done {
-            // Who is not there has nothing open, and the end of the agent need not wait for it.
-            Err(_) if self.away && self.stopping => Answer::Done { failed: Vec::new() },
-            Ok(()) => Answer::Done { failed: Vec::new() },
-            Err(answer) => answer,
-        }
+        done.err().unwrap_or(Answer::Done { failed: Vec::new() })
     }
 
     fn heartbeat(&self) -> Option<Duration> {

@@ -30,6 +30,9 @@ use crate::supervisor::Context;
 /// every connection.
 const PAUSE_FACTOR: u32 = 20;
 
+/// But no longer than that: the first look may take long while the kernel loads what answers it.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
 /// After a look that failed.
 const TROUBLED_PAUSE: Duration = Duration::from_secs(1);
 
@@ -73,7 +76,7 @@ impl Sockets {
             let looked = session.look();
             let pause = if looked.is_ok() { Duration::ZERO } else { TROUBLED_PAUSE };
             session.publish(looked);
-            let pause = pause.max(self.interval).max(begun.elapsed() * PAUSE_FACTOR);
+            let pause = pause.max(self.interval).max(PAUSE_MAX.min(begun.elapsed() * PAUSE_FACTOR));
             if context.stop.wait(pause) {
                 return (session.sent.is_some(), io::Error::other("the agent ends"));
             }

@@ -55,6 +55,9 @@ mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::{TcpStream, UdpSocket};
 
+    use std::net::SocketAddr;
+    use std::time::Duration;
+
     use super::*;
 
     fn post(server: &HostSwitch, operation: &str, body: &str) -> String {

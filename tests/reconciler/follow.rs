@@ -193,12 +193,65 @@ fn s19_rules_decide_by_source_port_and_order() {
 }
 
 #[test]
-fn s19_a_rule_for_a_source_is_not_got_around_by_the_socket_behind_it() {
-    let mut agent = rancher_desktop(rules(&[("tcp/80@docker", false)]), &[]);
+fn s19_what_a_rule_denies_to_a_container_is_not_published_for_what_listens_there() {
+    for socket_first in [true, false] {
+        let mut agent = rancher_desktop(rules(&[("tcp/80@docker", false)]), &[]);
+        let claims = [(Source::Sockets, "tcp/80"), (Source::Docker, "a")];
+        let order = if socket_first { [0, 1] } else { [1, 0] };
+        for (source, key) in order.map(|at| claims[at]) {
+            agent.claim(source, key, "0.0.0.0:80/tcp");
+        }
+        agent.snapshot(Source::Sockets, &[("tcp/80", "0.0.0.0:80/tcp")]);
+        assert_eq!(held(&agent), ["", "", ""], "socket first: {socket_first}");
+        // Another source has it, too, and is allowed.
+        agent.claim(Source::Containerd, "b", "0.0.0.0:80/tcp");
+        assert_eq!(agent.held(0), "0.0.0.0:80/tcp");
+        agent.claim(Source::Containerd, "b", "");
+        assert_eq!(agent.held(0), "");
+        // The container has gone, and the port is still listened on: it is somebody else's.
+        agent.claim(Source::Docker, "a", "");
+        agent.snapshot(Source::Sockets, &[("tcp/80", "0.0.0.0:80/tcp")]);
+        assert_eq!(agent.held(0), "0.0.0.0:80/tcp");
+    }
+}
+
+#[test]
+fn s19_nothing_leads_past_the_relay_to_what_a_rule_denies() {
+    let mut agent = rancher_desktop(rules(&[("tcp/80@sockets", false)]), &[]);
+    // Where host-switch leads to, there is the socket: without the relay it would be reached in place of the container.
     agent.claim(Source::Sockets, "tcp/80", "0.0.0.0:80/tcp");
-    agent.claim(Source::Docker, "a", "0.0.0.0:80/tcp");
-    assert_eq!(agent.held(0), "", "docker-proxy listens for the container");
-    agent.claim(Source::Docker, "a", "");
-    agent.snapshot(Source::Sockets, &[("tcp/80", "0.0.0.0:80/tcp")]);
-    assert_eq!(agent.held(0), "0.0.0.0:80/tcp", "not for the container any more");
+    agent.claim(Source::Nat, "a", "127.0.0.1:80/tcp");
+    assert_eq!(agent.held(2), "127.0.0.1:80/tcp");
+    agent.claim(Source::Containerd, "b", "0.0.0.0:80/tcp");
+    assert_eq!((agent.held(2), agent.held(0)), (String::new(), "0.0.0.0:80/tcp 127.0.0.1:80/tcp".into()));
+    agent.claim(Source::Containerd, "b", "");
+    assert_eq!((agent.held(2), agent.held(0)), ("127.0.0.1:80/tcp".into(), "127.0.0.1:80/tcp".into()));
+}
+
+#[test]
+fn s24_what_was_found_is_kept_over_a_restart_of_the_host_s_end() {
+    let mut agent = rancher_desktop(Policy::default(), &[Source::Docker, Source::Sockets]);
+    let left = bindings("127.0.0.1:80/tcp 127.0.0.1:81/tcp");
+    agent.apply(Event::Found { sink: SinkId(0), bindings: left.keys().copied().collect() });
+    for sink in [SinkId(0), SinkId(1)] {
+        agent.apply(Event::SinkReset { sink, reason: "it answers again".into() });
+    }
+    assert_eq!(agent.documents, 0, "whether it is wanted is not known yet");
+    agent.snapshot(Source::Docker, &[("a", "0.0.0.0:80/tcp")]);
+    assert_eq!(agent.held(1), "127.0.0.1:80/tcp");
+    agent.documents = 0;
+    agent.snapshot(Source::Sockets, &[]);
+    assert_eq!(agent.documents, 2, "the other one is withdrawn, at both");
+    // And if a source never speaks: after the grace time.
+    agent.apply(Event::Found { sink: SinkId(0), bindings: [binding("127.0.0.1:82/tcp")].into_iter().collect() });
+    assert_eq!(agent.documents, 4, "all have spoken");
+}
+
+#[test]
+fn s14_what_is_found_while_the_agent_ends_goes_at_once() {
+    let mut agent = rancher_desktop(Policy::default(), &[Source::Docker]);
+    agent.apply(Event::Shutdown);
+    agent.apply(Event::Found { sink: SinkId(0), bindings: [binding("127.0.0.1:80/tcp")].into_iter().collect() });
+    assert_eq!(agent.documents, 2);
+    assert!(agent.is_empty());
 }

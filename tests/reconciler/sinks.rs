@@ -93,6 +93,11 @@ impl Agent {
         self.reports.iter().filter_map(stale).collect()
     }
 
+    /// Whether the agent could end.
+    pub fn is_empty(&self) -> bool {
+        self.reconciler.is_empty()
+    }
+
     pub fn held(&self, sink: usize) -> String {
         super::sim::show(self.held[sink].keys())
     }

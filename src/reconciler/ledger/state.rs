@@ -48,6 +48,11 @@ impl Forward {
         (self.owner != first.owner).then(|| std::mem::replace(&mut self.owner, first.owner.clone()))
     }
 
+    /// Whether it is of an earlier run, and nobody has asked for it yet.
+    pub(super) fn is_found(&self) -> bool {
+        self.asks.is_empty() && self.told.is_none() && self.flying.is_none()
+    }
+
     /// What has to be sent for it, if anything.
     pub(super) fn operation(&self, stopping: bool) -> Option<Operation> {
         let wanted = !self.asks.is_empty() && !stopping;
