@@ -99,7 +99,8 @@ impl SockDiag {
     }
 
     /// One that never asks over netlink.
-    pub fn without_netlink() -> SockDiag {
+    #[cfg(test)]
+    fn without_netlink() -> SockDiag {
         SockDiag { lacking: u8::MAX, ..SockDiag::new() }
     }
 

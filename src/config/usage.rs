@@ -39,8 +39,8 @@ pub static USAGE: Usage = Usage {
                 Flag {
                     name: "iptables",
                     takes: Takes::Bool,
-                    default: "true",
-                    help: "watch NAT rules: hostPorts of pods, nerdctl's and Podman's ports. If not given: only without -docker and -containerd, or with -kubernetes",
+                    default: "",
+                    help: "watch NAT rules: hostPorts of pods, nerdctl's and Podman's ports (default: with -kubernetes, and where neither -docker nor -containerd is given)",
                 },
                 Flag {
                     name: "nat-interval",
@@ -85,8 +85,8 @@ pub static USAGE: Usage = Usage {
                 Flag {
                     name: "sockets",
                     takes: Takes::Bool,
-                    default: "true",
-                    help: "watch sockets that listen in this VM: host-network containers, plain programs. If not given: only with host-switch",
+                    default: "",
+                    help: "watch sockets that listen in this VM: host-network containers, plain programs (default: with host-switch)",
                 },
                 Flag {
                     name: "socket-interval",

@@ -1,4 +1,4 @@
-//! HTTP over plain TCP, on sockets that notice a peer that has vanished; and what TLS shares of it.
+//! HTTP over plain TCP, on sockets that notice a peer that has vanished; and what TLS and unix sockets share of it.
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, ToSocketAddrs as _};
@@ -97,6 +97,7 @@ pub(super) fn remaining(deadline: Option<Instant>) -> io::Result<Option<Duration
     if left == Some(Duration::ZERO) { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
 
+/// A connected stream socket: of TCP, or a unix one, of which nothing is asked here that only TCP has.
 #[derive(Debug)]
 pub(super) struct Socket(pub(super) TcpStream);
 

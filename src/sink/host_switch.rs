@@ -276,6 +276,8 @@ impl HostSwitch {
 
     fn unreachable(&mut self, reason: String) -> Answer {
         self.lose(&reason);
+        // The agent says so.
+        self.warned = true;
         Answer::Unreachable(reason)
     }
 
@@ -292,9 +294,7 @@ impl Sink for HostSwitch {
         }
         if self.view.is_none() {
             if let Err(reason) = self.look(&document.bindings) {
-                // The agent says so.
-                self.warned = true;
-                return Answer::Unreachable(reason);
+                return self.unreachable(reason);
             }
         }
         match document.operation {

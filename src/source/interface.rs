@@ -25,6 +25,7 @@ pub fn watch(outward: Vec<Outward>, sinks: Vec<SinkId>, context: Context) -> io:
     let stop = context.stop.clone();
     let run = move || {
         let mut last = addresses(&outward);
+        warn_without(&last);
         while context.stop.readable(std::os::fd::AsFd::as_fd(&socket)) {
             if let Err(errno) = drain(&socket) {
                 log::error!("cannot watch addresses error={errno}; their changes go unseen");
@@ -32,6 +33,7 @@ pub fn watch(outward: Vec<Outward>, sinks: Vec<SinkId>, context: Context) -> io:
             }
             let now = addresses(&outward);
             if now != last {
+                warn_without(&now);
                 last = now;
                 let reason = "the addresses that the host connects to have changed".to_owned();
                 for sink in &sinks {
@@ -44,9 +46,16 @@ pub fn watch(outward: Vec<Outward>, sinks: Vec<SinkId>, context: Context) -> io:
     Ok(Supervised { stop, thread })
 }
 
-/// No address and no interface are the same: there is nothing to tell a peer.
-fn addresses(outward: &[Outward]) -> Vec<IpAddr> {
-    net::outward_addrs(outward).unwrap_or_default()
+/// What the host can connect to, or why there is nothing. Either changes what peers are to be told.
+fn addresses(outward: &[Outward]) -> Result<Vec<IpAddr>, String> {
+    net::outward_addrs(outward).map_err(|error| error.to_string())
+}
+
+/// Peers may take what is published on every address all the same, and lead to nowhere.
+fn warn_without(addresses: &Result<Vec<IpAddr>, String>) {
+    if let Err(reason) = addresses {
+        log::warn!("the host cannot reach this VM reason={reason:?}");
+    }
 }
 
 fn drain(socket: &OwnedFd) -> Result<(), Errno> {
