@@ -67,10 +67,13 @@ impl HostSwitch {
     }
 
     pub(super) fn withdraw(&mut self, bindings: &Bindings) -> Answer {
-        let (there, gone): (Vec<Binding>, Vec<Binding>) = bindings.keys().partition(|binding| self.has(**binding));
+        // A request that was cut off may have been carried out since the list was read.
+        let may_be = |binding: &&Binding| self.strays.contains(binding) && self.leads_to(**binding).is_none();
+        let (there, gone): (Vec<Binding>, Vec<Binding>) = bindings.keys().partition(|b| self.has(**b) || may_be(b));
         let asked = self.ask(&there, &|binding| ("unexpose", expose::unexpose(binding)));
         for binding in &asked.done {
             self.view.as_mut().and_then(|view| view.remove(binding));
+            self.strays.remove(binding);
         }
         gone.iter().chain(&asked.done).for_each(|binding| self.disown(*binding));
         let untold = untold(&there, &asked);
