@@ -4,7 +4,7 @@ use super::*;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 
 use nix::sys::socket::sockopt::Ipv6V6Only;
-use nix::sys::socket::{Backlog, SockaddrStorage, bind, getsockname, listen};
+use nix::sys::socket::{Backlog, NetlinkAddr, SockaddrStorage, bind, getsockname, listen, sendto};
 
 fn scan(diag: &mut SockDiag) -> Vec<Listening> {
     let mut found = Vec::new();
@@ -100,4 +100,16 @@ fn a_missing_directory_is_no_empty_one() {
     };
     inodes(Path::new(OWN_DESCRIPTORS), count).unwrap();
     assert_eq!(seen, 1, "stops when it is told to");
+}
+
+/// Only who has CAP_NET_ADMIN may send to others at all, so without it this shows nothing.
+#[test]
+fn nobody_but_the_kernel_is_heard() {
+    let ours = super::open().unwrap();
+    let address: NetlinkAddr = getsockname(ours.as_raw_fd()).unwrap();
+    let others =
+        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag).unwrap();
+    let sent = sendto(others.as_raw_fd(), &request(Protocol::Tcp, IPV4, 1), &address, MsgFlags::empty());
+    assert!(matches!(sent, Err(Errno::ECONNREFUSED | Errno::EPERM)), "{sent:?} to {address:?}");
+    assert_eq!(recv(ours.as_raw_fd(), &mut [0; 64], MsgFlags::MSG_DONTWAIT), Err(Errno::EAGAIN));
 }
