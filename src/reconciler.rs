@@ -414,5 +414,5 @@ fn allowed(claimants: &Map<Binding, Vec<Claimant>>, published: Binding) -> impl 
     let claimants = claimants.get(&published).map(Vec::as_slice).unwrap_or_default();
     let is_socket = |c: &Claimant| c.owner.source == Source::Sockets;
     let no_socket = claimants.iter().any(|c| c.denied && !is_socket(c));
-    claimants.iter().filter(move |c| !c.denied && !(no_socket && is_socket(c)))
+    claimants.iter().filter(move |c| !(c.denied || no_socket && is_socket(c)))
 }
