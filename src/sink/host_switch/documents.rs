@@ -67,7 +67,9 @@ impl HostSwitch {
     }
 
     pub(super) fn withdraw(&mut self, bindings: &Bindings) -> Answer {
-        let (there, gone): (Vec<Binding>, Vec<Binding>) = bindings.keys().partition(|binding| self.has(**binding));
+        // What was cut off may have come since the list was read.
+        let may_be = |b: &Binding| self.strays.contains(b) && self.leads_to(*b).is_none();
+        let (there, gone): (Vec<Binding>, Vec<Binding>) = bindings.keys().partition(|b| self.has(**b) || may_be(b));
         let asked = self.ask(&there, &|binding| ("unexpose", expose::unexpose(binding)));
         for binding in &asked.done {
             self.view.as_mut().and_then(|view| view.remove(binding));
