@@ -28,7 +28,7 @@ pub struct Rule {
     pub protocol: Option<Protocol>,
     /// For the published ports from the first to the last of these.
     pub ports: (u16, u16),
-    /// For what this source claims; `None`: for all of them.
+    /// For what this source claims; `None`: for all of them. What is denied to a container, its socket does not get either.
     pub source: Option<Source>,
     /// It is the agent's own: what it denies is nothing that anybody asked for.
     pub built_in: bool,

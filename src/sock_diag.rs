@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::ReceiveTimeout;
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, connect, recv, send, setsockopt, socket,
+};
 use nix::sys::time::TimeVal;
 
 use crate::parse::ParseError;
@@ -196,6 +198,8 @@ fn open() -> nix::Result<OwnedFd> {
     let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
     let seconds = i64::try_from(DUMP_TIMEOUT.as_secs()).unwrap_or(1);
     setsockopt(&socket, ReceiveTimeout, &TimeVal::new(seconds, 0))?;
+    // To the kernel: nobody else is heard then, whatever rights he has.
+    connect(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
     Ok(socket)
 }
 

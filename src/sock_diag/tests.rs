@@ -4,7 +4,7 @@ use super::*;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 
 use nix::sys::socket::sockopt::Ipv6V6Only;
-use nix::sys::socket::{Backlog, SockaddrStorage, bind, getsockname, listen};
+use nix::sys::socket::{Backlog, NetlinkAddr, SockaddrStorage, bind, getsockname, listen, sendto};
 
 fn scan(diag: &mut SockDiag) -> Vec<Listening> {
     let mut found = Vec::new();
@@ -141,4 +141,16 @@ fn no_file_means_no_ipv6_only_where_there_is_one_for_ipv4() {
     assert!(matches!(read(IPV6, "/proc/nosuch6"), Err(ScanError::Read(..))));
     // There is a file `/proc/uptime`, and none `/proc/uptime6`.
     assert!(read(IPV6, "/proc/uptime6").is_ok());
+}
+
+/// Only who has CAP_NET_ADMIN may send to others at all, so without it this shows nothing.
+#[test]
+fn nobody_but_the_kernel_is_heard() {
+    let ours = super::open().unwrap();
+    let address: NetlinkAddr = getsockname(ours.as_raw_fd()).unwrap();
+    let others =
+        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag).unwrap();
+    let sent = sendto(others.as_raw_fd(), request(Protocol::Tcp, IPV4, 1).as_flattened(), &address, MsgFlags::empty());
+    assert!(matches!(sent, Err(Errno::ECONNREFUSED | Errno::EPERM)), "{sent:?} to {address:?}");
+    assert_eq!(recv(ours.as_raw_fd(), &mut [0; 64], MsgFlags::MSG_DONTWAIT), Err(Errno::EAGAIN));
 }

@@ -67,8 +67,8 @@ impl HostSwitch {
     }
 
     pub(super) fn withdraw(&mut self, bindings: &Bindings) -> Answer {
-        // A request that was cut off may have been carried out since the list was read.
-        let may_be = |binding: &&Binding| self.strays.contains(binding) && self.leads_to(**binding).is_none();
+        // What was cut off may have come since the list was read.
+        let may_be = |b: &Binding| self.strays.contains(b) && self.leads_to(*b).is_none();
         let (there, gone): (Vec<Binding>, Vec<Binding>) = bindings.keys().partition(|b| self.has(**b) || may_be(b));
         let asked = self.ask(&there, &|binding| ("unexpose", expose::unexpose(binding)));
         for binding in &asked.done {

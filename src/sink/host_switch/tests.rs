@@ -85,8 +85,9 @@ fn catches_what_is_carried_out_after_it_was_cut_off() {
     steps(&script, &[("all", 200, "[]"), ("expose", 0, "")]);
     let answer = sink.carry_out(&document(Operation::Announce));
     assert!(matches!(answer, Answer::Uncertain(_)), "{answer:?}");
-    // It is not there when the list is read, but may be by now: asked for all the same. Then it is.
-    steps(&script, &[("all", 200, "[]"), ("unexpose", 500, "proxy not found\n"), ("all", 200, "[]")]);
+    // It is not there, not even now; then it is.
+    let not_there = ("unexpose", 500, "proxy not found\n");
+    steps(&script, &[("all", 200, "[]"), not_there, ("all", 200, "[]")]);
     assert_eq!(sink.carry_out(&document(Operation::Withdraw)), done());
     sink.due = Instant::now();
     steps(&script, &[("all", 200, OURS)]);
@@ -95,6 +96,17 @@ fn catches_what_is_carried_out_after_it_was_cut_off() {
     steps(&script, &[("unexpose", 200, "")]);
     assert_eq!(sink.carry_out(&document(Operation::Withdraw)), done());
     assert_eq!(sink.take_news(), None);
+    steps(&script, &[]);
+}
+
+#[test]
+fn what_came_since_the_list_was_read_is_withdrawn() {
+    let (script, address) = server();
+    let mut sink = sink(address);
+    steps(&script, &[("all", 200, "[]"), ("expose", 0, "")]);
+    assert!(matches!(sink.carry_out(&document(Operation::Announce)), Answer::Uncertain(_)));
+    steps(&script, &[("all", 200, "[]"), ("unexpose", 200, "")]);
+    assert_eq!(sink.carry_out(&document(Operation::Withdraw)), done());
     steps(&script, &[]);
 }
 
