@@ -64,6 +64,10 @@ fn check_says_what_would_run() {
     }
     let output = agent(&["--check"]);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "source=nat sink=listener: exposure=loopback\n");
+    let output = agent(&["-docker", "--deny", "tcp/22@sockets", "--check"]);
+    let expect = "source=docker:/var/run/docker.sock source=sockets sink=http://192.168.127.1:80 \
+                  sink=wsl-proxy:///run/wsl-proxy.sock relay=192.168.127.2 exposure=loopback --deny tcp/22@sockets\n";
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expect);
 }
 
 #[test]
@@ -87,7 +91,13 @@ fn help_shows_every_flag_of_the_agent_it_replaces() {
         "privilegedService",
         "vtunnelAddr",
         "k8sAPIPort",
+        "sockets",
+        "socket-interval",
         "tap-interface-ip",
+        "api-token-file",
+        "state-file",
+        "allow",
+        "deny",
         "sink",
         "connect-interface",
         "relay-peer",
