@@ -107,6 +107,9 @@ impl SockDiag {
     }
 
     /// Puts every socket that listens into the list, in the kernel's order.
+    ///
+    /// # Errors
+    /// See [`ScanError`]; the list is then not to be used.
     pub fn listening(&mut self, into: &mut Vec<Listening>) -> Result<(), ScanError> {
         into.clear();
         for (bit, table) in TABLES.iter().enumerate().map(|(at, table)| (1 << at, table)) {
@@ -264,6 +267,9 @@ fn settle_families(sockets: &mut [Listening]) {
 }
 
 /// Calls `found` with the number of every socket that this process has open.
+///
+/// # Errors
+/// `/proc/self/fd` cannot be read to its end.
 pub fn own_inodes(mut found: impl FnMut(u64)) -> Result<(), ScanError> {
     let each = |inode| {
         found(inode);

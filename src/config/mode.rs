@@ -6,7 +6,8 @@
 //! | `-docker` or `-containerd` | engines; NAT rules; sockets | host-switch and wsl-proxy |
 //! | neither | NAT rules | listeners |
 //!
-//! Sockets are watched where `-sockets` says so; where it is not given, with host-switch. NAT rules are read where `-iptables` says so; where it is not given, with `-kubernetes`, and where there is no engine.
+//! Sockets are watched where `-sockets` says so; where it is not given, with host-switch. NAT rules are read where
+//! `-iptables` says so; where it is not given, with `-kubernetes`, and where there is no engine.
 
 use crate::event::Source;
 

@@ -106,8 +106,8 @@ impl Ledger {
         }
     }
 
-    /// The peer has these from an earlier run, or may have them where that is not certain. Those that nobody asks for until then, or until [`Ledger::end_found`], go.
-    /// What is asked for already is announced all the same.
+    /// The peer has these from an earlier run, or may have them where that is not certain. Those that nobody asks for
+    /// until then, or until [`Ledger::end_found`], go. What is asked for already is announced all the same.
     pub fn found(&mut self, bindings: &Set<Binding>, owner: &Owner, until: Instant, certain: bool) {
         for binding in bindings.iter().filter(|b| !self.forwards.contains_key(b)).copied().collect::<Vec<_>>() {
             let forward = Forward {

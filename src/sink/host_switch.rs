@@ -167,7 +167,8 @@ impl HostSwitch {
         self.leads_to(binding) == Some(Some(self.remote(binding)))
     }
 
-    /// Reads the server's list. `busy` are the bindings of the document on its way: what becomes of them is told by its answer.
+    /// Reads the server's list. `busy` are the bindings of the document on its way: what becomes of them is told by its
+    /// answer.
     fn look(&mut self, busy: &Bindings) -> Result<(), String> {
         let read = match self.api.prepare() {
             Ok(()) => self.api.all(self.patience.request).map_err(Wrong::reason),

@@ -1,8 +1,8 @@
 //! The relay sink: the agent's own pipes, from where the host connects to what is published on one address only.
 //!
-//! The host connects to the guest's address on the connect interface, or on host-switch's network, where a port published
-//! on 127.0.0.1 does not answer. The relay does, for the default gateway (the host) alone unless told otherwise. It writes no NAT rule, so
-//! a dead agent leaves nothing behind.
+//! The host connects to the guest's address on the connect interface, or on host-switch's network, where a port
+//! published on 127.0.0.1 does not answer. The relay does, for the default gateway (the host) alone unless told
+//! otherwise. It writes no NAT rule, so a dead agent leaves nothing behind.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

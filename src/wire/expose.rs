@@ -54,6 +54,9 @@ pub fn unexpose(binding: Binding) -> String {
 }
 
 /// Reads the whole list. Returns, too, how many entries were passed over.
+///
+/// # Errors
+/// What is no JSON list, is cut short, goes on behind its end, or has more than [`ENTRIES_MAX`] entries for us.
 pub fn list(json: &[u8]) -> Result<(Exposed, usize), ParseError> {
     let mut list = List::default();
     let mut json = serde_json::Deserializer::from_slice(json);
@@ -75,6 +78,9 @@ pub fn encode_state(api: &str, remote: Ipv4Addr, forwards: &Set<Binding>) -> Str
 }
 
 /// Reads a state file.
+///
+/// # Errors
+/// What this version did not write, or not to its end. Fields that are not known, and forwards that cannot be, are passed over.
 pub fn decode_state(json: &[u8]) -> Result<State, ParseError> {
     let mut file = File::default();
     let mut json = serde_json::Deserializer::from_slice(json);
