@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use super::docker::{Starts, create, milliseconds, request};
+use super::docker::{self, Starts, create, milliseconds, request};
 use crate::report::{Program, Row, Samples, thousands};
 use crate::support::agent::Agent;
 use crate::support::docker::Engine;
@@ -98,33 +98,7 @@ fn starts() -> Vec<Row> {
     let own = exposed.keys().map(|id| milliseconds(started(id).stamped, started(id).read)).collect();
     let (latency, own) = (Samples::new(latency), Samples::new(own));
     let claim = format!("dockerd's `start` event to the expose request at host-switch ({})", program.build);
-    vec![
-        Row::at_most(
-            &format!("{claim}, median"),
-            MEDIAN_MS_MAX,
-            "ms",
-            latency.median(),
-            format!(
-                "{:.2} ms (n = {}); a reader of the same events has the event after {:.2} ms",
-                latency.median(),
-                latency.n(),
-                own.median()
-            ),
-        ),
-        Row::at_most(
-            &format!("{claim}, 99th percentile / max"),
-            P99_MS_MAX,
-            "ms",
-            latency.p99(),
-            format!(
-                "{:.2} / {:.2} ms; the reader {:.2} / {:.2} ms",
-                latency.p99(),
-                latency.max(),
-                own.p99(),
-                own.max()
-            ),
-        ),
-    ]
+    docker::rows(&claim, (MEDIAN_MS_MAX, P99_MS_MAX), &latency, &own)
 }
 
 /// One container, all of whose ports come at once and go at once.
