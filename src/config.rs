@@ -107,6 +107,8 @@ pub enum ConfigError {
     NotInThisBuild(&'static str),
     /// Nothing to watch.
     NoSource,
+    /// Only sockets to watch, and only listeners to open for them.
+    SocketsForListeners,
     /// More than one host-switch: there is one state file.
     TwoHostSwitches,
     /// `-docker`, `-containerd` and `-iptables` together.
@@ -133,6 +135,9 @@ impl fmt::Display for ConfigError {
             ConfigError::NoSource => f.write_str(
                 "nothing to watch: give at least one source: -docker, -containerd, -iptables, -kubernetes or -sockets",
             ),
+            ConfigError::SocketsForListeners => {
+                f.write_str("-sockets: what listens already needs no listener: name another --sink, or another source")
+            }
             ConfigError::TwoHostSwitches => {
                 f.write_str("--sink: only one host-switch (http://… or http+unix://…) can be told")
             }
@@ -192,6 +197,10 @@ pub fn read(
     let socket_interval = interval(&flags, "socket-interval")?;
     let tap_ip = value(&flags, "tap-interface-ip", "an IPv4 address", sinks::tap_ip)?;
     let sinks = sinks::sinks(&flags, &mode, tap_ip)?;
+    let sockets_alone = !(given.docker || given.containerd || given.kubernetes || mode.nat);
+    if sockets_alone && sinks.iter().all(|(sink, _)| *sink == SinkConfig::Listener) {
+        return Err(ConfigError::SocketsForListeners);
+    }
     let policy = policy(&flags, kubernetes.api_server, &sinks)?;
     let config = Config {
         docker: if given.docker { Some(docker_socket(environment("DOCKER_HOST"))?) } else { None },

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use caps::Capability;
 use nix::sys::signal::{SigSet, Signal};
@@ -16,6 +17,8 @@ use rancher_desktop_agent::{holder, logging, privileges};
 
 const EXIT_FAILED: u8 = 1;
 const EXIT_USAGE: u8 = 2;
+/// A signal so soon after the first is the same wish.
+const SAME_SIGNAL: Duration = Duration::from_millis(100);
 /// As a shell has it for a program that cannot be run.
 const EXIT_NOT_RUN: u8 = 126;
 
@@ -118,13 +121,16 @@ fn needed_capabilities(config: &Config) -> Vec<Capability> {
     needed
 }
 
-/// The first signal asks for a shutdown, the second ends the process at once. The thread lives as long as the process.
+/// The first signal asks for a shutdown, another one ends the process at once. The thread lives as long as the process.
 fn watch_signals(signals: SigSet, events: Sender<Event>) -> io::Result<()> {
     let run = move || {
-        let mut first = true;
+        let mut first: Option<Instant> = None;
         while let Ok(signal) = signals.wait() {
-            if !std::mem::take(&mut first) || events.send(Event::Shutdown).is_err() {
-                std::process::exit(128 + signal as i32);
+            match first {
+                // timeout(1) signals the program, and then its whole group.
+                Some(first) if first.elapsed() < SAME_SIGNAL => {}
+                None if events.send(Event::Shutdown).is_ok() => first = Some(Instant::now()),
+                Some(_) | None => std::process::exit(128 + signal as i32),
             }
         }
     };

@@ -87,6 +87,7 @@ fn s28_refuses_what_cannot_work() {
         ("-docker -deny tcp/0", "PROTO/PORT[-PORT][@SOURCE]"),
         ("-docker -allow tcp/1@nobody", "PROTO/PORT[-PORT][@SOURCE]"),
         ("-docker -sink http://a -sink http+unix:///b", "only one host-switch"),
+        ("-sockets -iptables=false", "needs no listener"),
         ("-docke", "did you mean --docker"),
     ] {
         let error = check(line).unwrap_err().to_string();
