@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use super::{News, Sink};
 use crate::event::{Answer, Document, Operation};
-use crate::ordered::Set;
+use crate::ordered::{Map, Set};
 use crate::port::{Binding, Bindings};
 use crate::wire::expose::Exposed;
 use api::{Api, Wrong};
@@ -112,12 +112,9 @@ pub struct HostSwitch {
     warned: bool,
     /// When the list is to be read again.
     due: Instant,
-    /// Announcements that were cut off: they may still be carried out, until then.
-    strays: Set<Binding>,
-    strays_until: Instant,
-    /// The same of an earlier run, which was killed: written down, and not there when this one began.
-    earlier: Set<Binding>,
-    earlier_until: Instant,
+    /// Announcements that may still be carried out, until then: those that were cut off, and of an earlier run, which was
+    /// killed, those that were written down and not there when this one began.
+    strays: Map<Binding, Instant>,
     state_file: StateFile,
     /// The state file does not say what is ours.
     unsaved: bool,
@@ -141,10 +138,7 @@ impl HostSwitch {
             lost: None,
             warned: false,
             due: now,
-            strays: Set::new(),
-            strays_until: now,
-            earlier: Set::new(),
-            earlier_until: now,
+            strays: Map::new(),
             state_file: StateFile::new(),
             unsaved: false,
             saved: now,
@@ -213,49 +207,42 @@ impl HostSwitch {
 
     /// Compares what is ours with what the server has just listed. `last` is what was known of that before.
     fn compare(&mut self, busy: &Bindings, last: &Exposed) {
-        if !self.met {
+        let first = !std::mem::replace(&mut self.met, true);
+        if first {
             self.ours = StateFile::read(&self.config);
-            self.earlier = self.ours.iter().filter(|binding| !self.has(**binding)).copied().collect();
-            self.earlier_until = self.looked + STRAY_MAX;
+            let missing: Vec<Binding> = self.ours.iter().filter(|binding| !self.has(**binding)).copied().collect();
+            self.strays = missing.into_iter().map(|binding| (binding, self.looked + STRAY_MAX)).collect();
+            self.found = self.ours.iter().filter(|binding| self.has(**binding)).copied().collect();
         }
         let listed = std::mem::take(&mut self.ours);
         let before = listed.len();
-        if self.looked >= self.strays_until {
-            self.strays.clear();
-        }
-        let is_over = self.looked >= self.earlier_until;
-        let over = if is_over { std::mem::take(&mut self.earlier) } else { Set::new() };
         let mut missing = 0;
-        let mut ours = Set::new();
         for binding in listed.iter() {
             let is_there = self.has(*binding) || busy.contains_key(binding);
-            let may_come = self.strays.contains(binding) || self.earlier.contains(binding);
-            if is_there || may_come {
-                ours.insert(*binding);
+            let may_come = self.strays.get(binding).map(|until| self.looked < *until);
+            if is_there || may_come == Some(true) {
+                self.ours.insert(*binding);
             }
-            let never_came = may_come || over.contains(binding);
-            if !is_there && (!never_came || last.contains_key(binding)) {
+            // One that has not come in all that time is not missed; but one that was there is.
+            if !is_there && (may_come.is_none() || last.contains_key(binding)) {
                 missing += 1;
             }
         }
-        if !self.met {
-            self.met = true;
-            self.found = ours.iter().filter(|binding| self.has(**binding)).copied().collect();
-        } else if missing > 0 {
+        if missing > 0 {
             self.reset = Some(format!(
                 "host-switch does not hold everything any more: it has restarted, or somebody removed or changed {missing} \
                  of our forwards"
             ));
         }
-        let caught = |stray: &&Binding| self.has(**stray) && !busy.contains_key(stray);
-        let caught: Vec<Binding> = self.strays.iter().chain(self.earlier.iter()).filter(caught).copied().collect();
-        for binding in &caught {
-            self.earlier.remove(binding);
+        let caught: Vec<Binding> =
+            self.strays.keys().filter(|stray| self.has(**stray) && !busy.contains_key(stray)).copied().collect();
+        for binding in caught {
+            self.strays.remove(&binding);
+            self.ours.insert(binding);
+            self.found.insert(binding);
         }
-        ours.extend(caught.iter().copied());
-        self.found.extend(caught);
-        self.unsaved |= before != ours.len() || missing > 0 || self.state_file.has_failed();
-        self.ours = ours;
+        self.strays.retain(|_, until| self.looked < *until);
+        self.unsaved |= before != self.ours.len() || missing > 0 || self.state_file.has_failed();
     }
 
     /// Writes the state file where it is not up to date. Where that can wait, it waits with many forwards.
@@ -270,7 +257,7 @@ impl HostSwitch {
 
     /// A binding is not ours, or not any more.
     fn disown(&mut self, binding: Binding) {
-        if !self.strays.contains(&binding) {
+        if !self.strays.contains_key(&binding) {
             self.unsaved |= self.ours.remove(&binding);
         }
     }

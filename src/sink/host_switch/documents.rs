@@ -18,7 +18,6 @@ impl HostSwitch {
             .map(|binding| (binding, Failure { kind: FailureKind::Denied, reason: refusal.into() }))
             .collect();
         for binding in &fit {
-            self.earlier.remove(binding);
             self.unsaved |= self.ours.insert(*binding);
         }
         self.save(false);
@@ -28,6 +27,7 @@ impl HostSwitch {
         let view = self.view.get_or_insert_with(Exposed::new);
         for binding in &asked.done {
             view.insert(*binding, Some(SocketAddrV4::new(remote, binding.host_port.get())));
+            self.strays.remove(binding);
         }
         let untold: Vec<Binding> = untold(&rest, &asked);
         if let Some(wrong) = asked.wrong {
@@ -35,8 +35,8 @@ impl HostSwitch {
                 rest.iter().for_each(|binding| self.disown(*binding));
                 return self.unreachable(wrong.reason());
             }
-            self.strays.extend(untold);
-            self.strays_until = Instant::now() + STRAY_MAX;
+            let until = Instant::now() + STRAY_MAX;
+            self.strays.extend(untold.into_iter().map(|binding| (binding, until)));
             return self.uncertain(wrong.reason());
         }
         if !asked.refused.is_empty() {
@@ -68,7 +68,7 @@ impl HostSwitch {
 
     pub(super) fn withdraw(&mut self, bindings: &Bindings) -> Answer {
         // What was cut off may have come since the list was read.
-        let may_be = |b: &Binding| self.strays.contains(b) && self.leads_to(*b).is_none();
+        let may_be = |b: &Binding| self.strays.contains_key(b) && self.leads_to(*b).is_none();
         let (there, gone): (Vec<Binding>, Vec<Binding>) = bindings.keys().partition(|b| self.has(**b) || may_be(b));
         let asked = self.ask(&there, &|binding| ("unexpose", expose::unexpose(binding)));
         for binding in &asked.done {
