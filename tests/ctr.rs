@@ -255,7 +255,10 @@ fn one_that_dies_at_once_is_started_ever_more_rarely() {
     let world = World::new(&[("events", "echo no way >&2; exit 3")]);
     world.assert_backs_off();
     world.agent.wait_log("ended with exit code 3: no way");
-    assert_eq!(world.agent.log().matches("source lost").count(), 1, "{}", world.agent.log());
+    // Once, unless the listing was done before the end was noticed: then it was there in between.
+    let log = world.agent.log();
+    let (lost, ready) = (log.matches("source lost").count(), log.matches("source ready").count());
+    assert!(lost > 0 && lost <= ready + 1, "{log}");
     write_script(&world.dir, &[]);
     world.wait_held(&[8080]);
     world.end();
