@@ -264,18 +264,20 @@ impl Reconciler {
     fn acquire(&mut self, owner: &Owner, binding: Binding, container_port: NonZeroU16, out: &mut Vec<Command>) {
         let claimants = self.claimants.entry(binding).or_insert_with(|| Vec::with_capacity(1));
         let first = claimants.is_empty();
+        let mut denied = false;
         match claimants.iter_mut().find(|c| c.owner == *owner) {
             Some(claimant) => claimant.container_port = container_port,
             None => {
                 let denial = self.policy.denial(owner.source, binding);
-                claimants.push(Claimant { owner: owner.clone(), container_port, denied: denial.is_some() });
+                denied = denial.is_some();
+                claimants.push(Claimant { owner: owner.clone(), container_port, denied });
                 if let Some(rule) = denial {
                     let (rule, built_in) = (rule.to_string(), rule.built_in);
                     out.push(Command::Report(Report::Denied { owner: owner.clone(), binding, rule, built_in }));
                 }
             }
         }
-        if first {
+        if first && !denied {
             self.remark(owner, binding, out);
         }
         self.spread(binding);
@@ -286,9 +288,6 @@ impl Reconciler {
 
     /// Says what people should know of a binding that is claimed for the first time.
     fn remark(&self, owner: &Owner, binding: Binding, out: &mut Vec<Command>) {
-        if self.policy.denial(owner.source, binding).is_some() {
-            return;
-        }
         let with_role = |role: Role| self.sinks.iter().enumerate().filter(move |(_, sink)| sink.role == role);
         let mut peers = with_role(Role::Peer).filter(|(_, sink)| sink.after.is_none()).peekable();
         let role = if peers.peek().is_some() { Role::Peer } else { Role::Listener };
