@@ -87,12 +87,15 @@ impl Agent {
         let mut agent = Agent {
             events,
             sender,
-            reconciler: Reconciler::new(Settings {
-                policy: policy(config),
-                grace: config.grace,
-                sinks: sink_settings(config),
-                sources: sources(config),
-            }),
+            reconciler: Reconciler::new(
+                Settings {
+                    policy: policy(config),
+                    grace: config.grace,
+                    sinks: sink_settings(config),
+                    sources: sources(config),
+                },
+                Instant::now(),
+            ),
             sinks: Vec::new(),
             names: Vec::new(),
             threads: Vec::new(),
@@ -246,6 +249,7 @@ impl Agent {
                         }
                     }
                     Command::Report(report) => self.report(&report),
+                    Command::Restart => {}
                 }
             }
         }
@@ -258,7 +262,8 @@ impl Agent {
     /// One line a change.
     fn report(&self, report: &Report) {
         match report {
-            Report::Forward { sink, owner, binding, state } => {
+            Report::Forward { again: true, .. } => {}
+            Report::Forward { sink, owner, binding, state, .. } => {
                 let sink = self.name(*sink);
                 match state {
                     ForwardState::Forwarding => log::info!("forwarding binding={binding} owner={owner} sink={sink}"),
@@ -302,6 +307,15 @@ impl Agent {
             }
             Report::Skipped { source, count, reason } => {
                 log::warn!("skipped input source={source} count={count} reason={reason:?}");
+            }
+            Report::Rules { count, problem: None } => log::info!("rules file read rules={count}"),
+            Report::Rules { problem: Some(reason), .. } => {
+                log::warn!("rules file not taken, the rules before it stay reason={reason:?}");
+            }
+            Report::StartingOver => log::info!("starting over: withdrawing everything"),
+            Report::StartedOver { left: 0 } => log::info!("starting over: everything is withdrawn, asking the sources"),
+            Report::StartedOver { left } => {
+                log::warn!("starting over: not everything could be withdrawn yet, asking the sources left={left}");
             }
             Report::Narrowed { owner, published, exposed } => {
                 log::warn!("exposed on the host's loopback only owner={owner} published={published} exposed={exposed}")

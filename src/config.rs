@@ -14,6 +14,8 @@ use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nix::unistd::Uid;
+
 use crate::cidr::Cidr;
 use crate::flags::{FlagError, Parsed};
 use crate::logging::Format;
@@ -31,6 +33,9 @@ const INTERVAL_MIN: Duration = Duration::from_millis(10);
 
 /// Where the engine listens unless `DOCKER_HOST` says otherwise.
 const DOCKER_SOCKET: &str = "/var/run/docker.sock";
+
+/// Where scripts and people ask an agent that runs as root.
+const CONTROL_SOCKET: &str = "/run/rancher-desktop-guestagent/control.sock";
 
 /// Where `ctr` talks to containerd.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,6 +97,10 @@ pub struct Config {
     pub tap_ip: Ipv4Addr,
     /// Who may use the relay; empty: the default gateway.
     pub relay_peers: Vec<Cidr>,
+    /// Where the control socket is to be; `None`: nowhere.
+    pub control_socket: Option<PathBuf>,
+    /// A file with more rules, behind those of the policy's that are not the agent's own.
+    pub rules_file: Option<PathBuf>,
     /// Log everything.
     pub debug: bool,
     /// How log lines look.
@@ -214,6 +223,8 @@ pub fn read(
         interface: value(&flags, "connect-interface", "an interface name of 1 to 15 characters", interface)?,
         tap_ip,
         relay_peers: values(&flags, "relay-peer", "ADDRESS[/PREFIX]", Cidr::parse)?,
+        control_socket: control_socket(&flags, &environment)?,
+        rules_file: value(&flags, "rules-file", "an absolute path", optional(absolute))?,
         debug: flags.on("debug"),
         log_format: value(&flags, "log-format", "text or json", Format::parse)?,
     };
@@ -258,6 +269,26 @@ fn socket_path(text: &str) -> Option<PathBuf> {
 /// The value, or nothing where the text is empty.
 fn optional<T>(read: impl Fn(&str) -> Option<T>) -> impl Fn(&str) -> Option<Option<T>> {
     move |text| if text.is_empty() { Some(None) } else { read(text).map(Some) }
+}
+
+/// The socket of an agent that runs as root, and of one that does not.
+fn control_socket(
+    flags: &Parsed,
+    environment: &impl Fn(&str) -> Option<OsString>,
+) -> Result<Option<PathBuf>, ConfigError> {
+    if flags.given("control-socket") {
+        return value(flags, "control-socket", "an absolute path of 107 bytes at most", optional(socket_path));
+    }
+    Ok(default_control_socket(environment))
+}
+
+/// Where the control socket of an agent that runs as this user is, unless it was told otherwise.
+pub fn default_control_socket(environment: &impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    if Uid::effective().is_root() {
+        return Some(PathBuf::from(CONTROL_SOCKET));
+    }
+    let dir = environment("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty())?;
+    Some(PathBuf::from(dir).join("rancher-desktop-guestagent/control.sock"))
 }
 
 fn containerd(flags: &Parsed) -> Result<ContainerdConfig, ConfigError> {

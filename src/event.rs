@@ -4,6 +4,8 @@
 //! carries the commands that come back to the sinks. Both enums are closed: a `match` on them names every variant.
 
 use std::fmt;
+use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use crate::ordered::{Map, Set};
@@ -166,10 +168,33 @@ pub enum Event {
         /// As bound on the host.
         bindings: Set<Binding>,
     },
+    /// Names of owners, for display alone. They come before the claims they belong to; one that nothing is claimed for is
+    /// forgotten.
+    Named {
+        /// Which source.
+        source: Source,
+        /// Keys of owners, each with its name.
+        names: Map<Arc<str>, Arc<str>>,
+    },
+    /// The control socket asks for the present state.
+    Show(Scope),
+    /// Everything is to be withdrawn, and learned anew from the sources.
+    StartOver,
+    /// The rules file is to be read again.
+    Reread,
     /// Time has passed: the moment that the reconciler named as its deadline has come.
     Tick,
     /// The agent is to end: everything is withdrawn.
     Shutdown,
+}
+
+/// How much of the present state is asked for. Sources, sinks and counts are always shown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Scope {
+    /// Every forward, too.
+    pub rows: bool,
+    /// The claims on this port, too.
+    pub claims_on: Option<NonZeroU16>,
 }
 
 /// What became of a document.
@@ -222,6 +247,8 @@ pub enum Command {
     Send(SinkId, Document),
     /// Tell people and scripts about a change.
     Report(Report),
+    /// Have every source give its complete view again, as at the start.
+    Restart,
 }
 
 /// One change, of one owner, for one sink.
@@ -248,8 +275,14 @@ pub enum Report {
         owner: Owner,
         /// Which binding, as bound on the host.
         binding: Binding,
+        /// The address that was published, and the port behind it; `None`: it is of an earlier run.
+        published: Option<(IpAddr, NonZeroU16)>,
         /// Its new state.
         state: ForwardState,
+        /// How often it has failed in a row.
+        failures: u32,
+        /// It was in that state before, and was put back after the peer had, or may have, lost it.
+        again: bool,
     },
     /// A sink's peer went away or came back.
     Peer {
@@ -313,6 +346,20 @@ pub enum Report {
         count: u64,
         /// What was wrong.
         reason: String,
+    },
+    /// The rules file was read again.
+    Rules {
+        /// The rules in it.
+        count: usize,
+        /// Why it was not taken: the rules before it stay.
+        problem: Option<String>,
+    },
+    /// Everything is being withdrawn, to start over.
+    StartingOver,
+    /// Everything is withdrawn, and the sources are asked again.
+    StartedOver {
+        /// Forwards that could not be withdrawn in time.
+        left: usize,
     },
     /// A binding to one particular guest address is exposed on the host's loopback instead.
     Narrowed {

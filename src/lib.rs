@@ -9,8 +9,9 @@
 //!    [`sock_diag`] asks the kernel what listens, and [`holder`] who.
 //! 5. [`sink`] and [`wire`]: who is told, and in what words.
 //! 6. [`relay`]: TCP and UDP pipes, for the agent and for the host end.
-//! 7. [`host`]: the host end.
-//! 8. [`config`], [`flags`], [`logging`], [`privileges`], [`supervisor`], [`stop`], [`backoff`], [`net`], [`http`], [`cidr`],
+//! 7. [`view`] and [`control`]: what the agent shows of itself, and the socket on which it does.
+//! 8. [`host`]: the host end.
+//! 9. [`config`], [`flags`], [`logging`], [`privileges`], [`supervisor`], [`stop`], [`backoff`], [`net`], [`http`], [`cidr`],
 //!    [`ordered`], [`queue`]: what programs need.
 //!
 //! ARCHITECTURE.md has the flow, the invariants and the reasons.
@@ -19,6 +20,7 @@ pub mod agent;
 pub mod backoff;
 pub mod cidr;
 pub mod config;
+pub mod control;
 pub mod event;
 pub mod flags;
 pub mod holder;
@@ -39,4 +41,5 @@ pub mod sock_diag;
 pub mod source;
 pub mod stop;
 pub mod supervisor;
+pub mod view;
 pub mod wire;

@@ -67,7 +67,7 @@ pub struct Reconciler {
 
 impl Reconciler {
     /// A reconciler that knows of nothing yet.
-    pub fn new(settings: Settings) -> Reconciler {
+    pub fn new(settings: Settings, _now: Instant) -> Reconciler {
         Reconciler {
             policy: settings.policy,
             grace: settings.grace,
@@ -121,6 +121,7 @@ impl Reconciler {
                     out.push(Command::Report(Report::Reset { sink, reason }));
                 }
             }
+            Event::Named { .. } | Event::Show(_) | Event::StartOver | Event::Reread => {}
             Event::Tick => {}
             Event::Shutdown => {
                 self.stopping = true;

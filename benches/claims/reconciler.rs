@@ -121,12 +121,15 @@ fn settle(reconciler: &mut Reconciler, mut commands: Vec<Command>, now: Instant)
 /// With the sinks that the agent has in its usual mode.
 fn reconciler() -> Reconciler {
     let sinks = [Role::Peer, Role::Relay].map(SinkSettings::of_all).to_vec();
-    Reconciler::new(Settings {
-        policy: Policy { admin: true, ..Policy::default() },
-        grace: Duration::from_secs(10),
-        sinks,
-        sources: vec![],
-    })
+    Reconciler::new(
+        Settings {
+            policy: Policy { admin: true, ..Policy::default() },
+            grace: Duration::from_secs(10),
+            sinks,
+            sources: vec![],
+        },
+        Instant::now(),
+    )
 }
 
 fn snapshot() -> Event {

@@ -171,6 +171,12 @@ pub static USAGE: Usage = Usage {
                     help: "publish what matches: PROTO/PORT[-PORT][@SOURCE], with * for anything, such as tcp/8000-8999, udp/*@docker, *. Of all --allow and --deny the first that matches decides",
                 },
                 Flag { name: "deny", takes: Takes::Values("RULE"), default: "", help: "do not publish what matches" },
+                Flag {
+                    name: "rules-file",
+                    takes: Takes::Value("PATH"),
+                    default: "",
+                    help: "more rules, behind those of the command line: `allow RULE` or `deny RULE` a line. Read again on SIGHUP",
+                },
             ],
         },
         Section {
@@ -181,6 +187,12 @@ pub static USAGE: Usage = Usage {
                     takes: Takes::Bool,
                     default: "false",
                     help: "check flags and environment, say what would run, and exit",
+                },
+                Flag {
+                    name: "control-socket",
+                    takes: Takes::Value("PATH"),
+                    default: "",
+                    help: "where status, ports and the other commands ask this agent (default: /run/rancher-desktop-guestagent/control.sock, or in XDG_RUNTIME_DIR if not root); \"\" for nowhere",
                 },
                 Flag { name: "debug", takes: Takes::Bool, default: "false", help: "log everything" },
                 Flag {

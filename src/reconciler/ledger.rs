@@ -373,6 +373,14 @@ impl Ledger {
 fn tell(sink: SinkId, forward: &mut Forward, binding: Binding, state: ForwardState, out: &mut Vec<Command>) {
     if forward.told.as_ref() != Some(&state) {
         forward.told = Some(state.clone());
-        out.push(Command::Report(Report::Forward { sink, owner: forward.owner.clone(), binding, state }));
+        out.push(Command::Report(Report::Forward {
+            sink,
+            owner: forward.owner.clone(),
+            binding,
+            published: None,
+            state,
+            failures: 0,
+            again: false,
+        }));
     }
 }

@@ -106,7 +106,9 @@ fn s24_what_an_earlier_run_left_is_kept_until_it_is_known_whether_it_is_wanted()
         .reports
         .iter()
         .filter_map(|report| match report {
-            Report::Forward { sink: SinkId(0), binding, owner, state } => Some(format!("{binding} {owner} {state:?}")),
+            Report::Forward { sink: SinkId(0), binding, owner, state, .. } => {
+                Some(format!("{binding} {owner} {state:?}"))
+            }
             _ => None,
         })
         .collect();

@@ -33,7 +33,7 @@ impl Agent {
     pub fn with(sinks: &[SinkSettings], policy: Policy, sources: &[Source]) -> Agent {
         let settings = Settings { policy, grace: GRACE, sinks: sinks.to_vec(), sources: sources.to_vec() };
         Agent {
-            reconciler: Reconciler::new(settings),
+            reconciler: Reconciler::new(settings, Instant::now()),
             now: Instant::now(),
             held: vec![Bindings::new(); sinks.len()],
             documents: 0,
@@ -69,6 +69,7 @@ impl Agent {
                         events.push(Event::Answered { sink, ticket: document.ticket, answer });
                     }
                     Command::Report(report) => self.reports.push(report),
+                    Command::Restart => {}
                 }
             }
         }

@@ -58,7 +58,7 @@ impl World {
         };
         World {
             now: Instant::now(),
-            reconciler: Reconciler::new(settings),
+            reconciler: Reconciler::new(settings, Instant::now()),
             sinks: sinks.iter().copied().map(Sim::new).collect(),
             reports: Vec::new(),
             documents: 0,
@@ -196,6 +196,7 @@ impl World {
                         self.reports.push(report);
                     }
                 }
+                Command::Restart => {}
             }
         }
         if let Some(deadline) = self.reconciler.deadline() {
@@ -217,6 +218,10 @@ impl World {
             Event::SourceTroubled { .. } => self.lost = None,
             Event::Shutdown => self.stopping = true,
             Event::Found { .. }
+            | Event::Named { .. }
+            | Event::Show(_)
+            | Event::StartOver
+            | Event::Reread
             | Event::Tick
             | Event::Answered { .. }
             | Event::SinkReset { .. }

@@ -42,8 +42,12 @@ impl Agent {
     /// The same with another build of it, and with variables in its environment.
     pub fn run_program(program: &Path, namespace: Option<&Namespace>, args: &[&str], env: &[(&str, &str)]) -> Agent {
         let mut command = command(namespace, program);
+        let dir = TempDir::new();
+        if !args.contains(&"--control-socket") {
+            command.arg("--control-socket").arg(dir.join("control.sock"));
+        }
         command.args(args).envs(env.iter().copied());
-        let agent = Agent::spawn(command, args);
+        let agent = Agent::spawn(command, args, dir);
         agent.wait_log("started version");
         agent
     }
@@ -57,14 +61,13 @@ impl Agent {
     pub fn host_program(program: &Path, namespace: Option<&Namespace>, args: &[&str]) -> Agent {
         let mut command = command(namespace, program);
         command.args(args);
-        let agent = Agent::spawn(command, args);
+        let agent = Agent::spawn(command, args, TempDir::new());
         agent.wait_log("ready");
         agent
     }
 
-    fn spawn(mut command: Command, args: &[&str]) -> Agent {
+    fn spawn(mut command: Command, args: &[&str], dir: TempDir) -> Agent {
         assert!(!args.iter().any(|a| a.contains("vsock")), "no vsock outside a guest that a test booted");
-        let dir = TempDir::new();
         command
             .stdin(Stdio::null())
             .stdout(File::create(dir.join("out")).unwrap())
@@ -82,6 +85,19 @@ impl Agent {
 
     pub fn log_path(&self) -> PathBuf {
         self.dir.join("log")
+    }
+
+    /// Its control socket, unless its arguments name another.
+    pub fn control(&self) -> PathBuf {
+        self.dir.join("control.sock")
+    }
+
+    /// The same program as a client of this agent, with these arguments behind the command.
+    pub fn ask(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rancher-desktop-guestagent"));
+        command.args(words.get(..1).unwrap_or_default()).arg("--socket").arg(self.control());
+        command.args(words.get(1..).unwrap_or_default());
+        command
     }
 
     pub fn out(&self) -> String {
