@@ -59,8 +59,9 @@ where
                 return;
             }
             failures = if was_healthy { 1 } else { failures + 1 };
-            log::debug!("source session ended source={source} failures={failures} reason={error}");
-            let lost = Event::SourceLost { source, reason: error.to_string() };
+            let reason = error.to_string();
+            log::debug!("source session ended source={source} failures={failures} reason={reason:?}");
+            let lost = Event::SourceLost { source, reason };
             if !context.send(lost) || context.stop.wait(backoff::wait_after(failures)) {
                 return;
             }
