@@ -5,8 +5,15 @@
 //! from elsewhere reaches no terminal unescaped.
 
 pub mod completions;
+pub mod connection;
 pub mod doctor;
+pub mod document;
+pub mod ports;
+pub mod reset;
+pub mod table;
 pub mod usage;
+pub mod wait;
+pub mod watch;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
@@ -69,6 +76,10 @@ type Run = fn(&Parsed) -> Result<Exit, Failure>;
 /// What the command of that name does.
 fn command(name: &str) -> Option<Run> {
     Some(match name {
+        "ports" => ports::run,
+        "reset" => reset::run,
+        "wait" => wait::run,
+        "watch" => watch::run,
         "doctor" => doctor::run,
         "completions" => completions::run,
         "help" => help,
