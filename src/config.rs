@@ -19,7 +19,7 @@ use nix::unistd::Uid;
 use crate::cidr::Cidr;
 use crate::flags::{FlagError, Parsed};
 use crate::logging::Format;
-use crate::policy::{Policy, Rule};
+use crate::policy::{Policy, RULE_FORM, Rule};
 use crate::port::{Binding, Protocol};
 use mode::{Given, NoMode};
 pub use sinks::{SinkConfig, Sinks};
@@ -240,7 +240,7 @@ fn policy(flags: &Parsed, api_server: Binding, sinks: &Sinks) -> Result<Policy, 
             "deny" => false,
             _ => continue,
         };
-        let expected = "expected PROTO/PORT[-PORT][@SOURCE] or *[@SOURCE]: tcp/8000-8999, udp/*, */22@sockets";
+        let expected = format_args!("expected {RULE_FORM}");
         rules.push(Rule::parse(text, allow).ok_or_else(|| FlagError::bad_value(flag, text, expected))?);
     }
     let mut policy = Policy::new(flags.on("adminInstall"), rules);

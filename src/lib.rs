@@ -38,6 +38,7 @@ pub mod privileges;
 pub mod queue;
 pub mod reconciler;
 pub mod relay;
+pub mod rules_file;
 pub mod sink;
 pub mod sock_diag;
 pub mod source;

@@ -8,16 +8,23 @@
 //!
 //! Rancher Desktop's own agent turns the last row into `0.0.0.0`, which exposes more than was asked for.
 //!
-//! Whether it may at all is for [`Rule`]s to say: the first that matches decides, and what none matches may.
+//! Whether it may at all is for [`Rule`]s to say: the first that matches decides, and what none matches may. Those of the
+//! command line come first, those of the rules file next, the agent's own last.
+
+mod lines;
 
 use std::fmt;
 
 use crate::event::Source;
 use crate::port::{Binding, Protocol, loopback_like};
+pub use lines::{RULES_FILE_BYTES_MAX, RULES_MAX, RulesError, parse_rules};
 
 /// What sockets that were only seen to listen are not published for: what the guest itself needs of its network (DHCP,
 /// also of IPv6, chrony's commands, mDNS). Rules of the user come before these; containers are not concerned.
 const GUEST_ONLY: [u16; 6] = [67, 68, 546, 547, 323, 5353];
+
+/// How a rule is written, for those who got it wrong.
+pub const RULE_FORM: &str = "PROTO/PORT[-PORT][@SOURCE] or *[@SOURCE]: tcp/8000-8999, udp/*, */22@sockets";
 
 /// Allows or denies bindings. Its text is that of the command line: `tcp/8000-8999`, `udp/*`, `*/22@sockets`, `*`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +39,8 @@ pub struct Rule {
     pub source: Option<Source>,
     /// It is the agent's own: what it denies is nothing that anybody asked for.
     pub built_in: bool,
+    /// Its line in the rules file, from 1; `None`: it is of the command line, or the agent's own.
+    pub line: Option<u32>,
 }
 
 /// Every port.
@@ -51,12 +60,13 @@ impl Rule {
                 (if protocol == "*" { None } else { Some(Protocol::parse(protocol)?) }, parse_ports(ports)?)
             }
         };
-        Some(Rule { allow, protocol, ports, source, built_in: false })
+        Some(Rule { allow, protocol, ports, source, built_in: false, line: None })
     }
 
     /// A rule of the agent's own, about sockets that were only seen to listen.
     pub fn not_sockets(protocol: Protocol, ports: (u16, u16)) -> Rule {
-        Rule { allow: false, protocol: Some(protocol), ports, source: Some(Source::Sockets), built_in: true }
+        let source = Some(Source::Sockets);
+        Rule { allow: false, protocol: Some(protocol), ports, source, built_in: true, line: None }
     }
 
     fn matches(&self, source: Source, binding: Binding) -> bool {
@@ -69,7 +79,8 @@ impl Rule {
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.allow { "--allow " } else { "--deny " })?;
+        let verb = if self.allow { "allow " } else { "deny " };
+        write!(f, "{}{verb}", if self.line.is_none() { "--" } else { "" })?;
         let protocol = self.protocol.map_or("*", Protocol::as_str);
         match self.ports {
             ALL_PORTS if self.protocol.is_none() => f.write_str("*"),
@@ -77,7 +88,8 @@ impl fmt::Display for Rule {
             (first, last) if first == last => write!(f, "{protocol}/{first}"),
             (first, last) => write!(f, "{protocol}/{first}-{last}"),
         }?;
-        self.source.map_or(Ok(()), |source| write!(f, "@{source}"))
+        self.source.map_or(Ok(()), |source| write!(f, "@{source}"))?;
+        self.line.map_or(Ok(()), |line| write!(f, " (rules file, line {line})"))
     }
 }
 
@@ -106,9 +118,23 @@ impl Policy {
         Policy { admin, rules }
     }
 
+    /// The same with these rules of the rules file in place of those it had.
+    pub fn with_file_rules(&self, rules: Vec<Rule>) -> Policy {
+        let (mut all, built_in): (Vec<Rule>, Vec<Rule>) =
+            self.rules.iter().filter(|rule| rule.line.is_none()).partition(|rule| !rule.built_in);
+        all.extend(rules);
+        all.extend(built_in);
+        Policy { admin: self.admin, rules: all }
+    }
+
+    /// The rule that decides, if any does: without one it may be published.
+    pub fn deciding(&self, source: Source, published: Binding) -> Option<&Rule> {
+        self.rules.iter().find(|rule| rule.matches(source, published))
+    }
+
     /// The rule that denies it, if one does.
     pub fn denial(&self, source: Source, published: Binding) -> Option<&Rule> {
-        self.rules.iter().find(|rule| rule.matches(source, published)).filter(|rule| !rule.allow)
+        self.deciding(source, published).filter(|rule| !rule.allow)
     }
 
     /// The binding as the host is to bind it.
@@ -175,6 +201,25 @@ mod tests {
         assert_eq!(denied(Source::Docker, binding(Protocol::Udp, 8081)), None);
         assert_eq!(denied(Source::Nat, binding(Protocol::Udp, 8081)), Some("--deny *@nat".into()));
         assert_eq!(denied(Source::Sockets, binding(Protocol::Udp, 323)), None, "the user's rules come first");
+    }
+
+    #[test]
+    fn rules_of_the_file_are_between_those_of_the_command_line_and_the_agents_own() {
+        let mut policy = Policy::new(true, vec![Rule::parse("tcp/22", true).unwrap()]);
+        policy.rules.push(Rule::not_sockets(Protocol::Tcp, (6443, 6443)));
+        let without = policy.clone();
+        for text in ["deny tcp/22\ndeny tcp/23\nallow udp/67", "deny tcp/22\nallow udp/67\ndeny tcp/23"] {
+            policy = policy.with_file_rules(parse_rules(text).unwrap());
+            assert_eq!(policy.rules.len(), without.rules.len() + 3, "the file's rules were added to the ones before");
+            let decided =
+                |source, protocol, port| policy.deciding(source, binding(protocol, port)).map(|r| (r.allow, r.line));
+            assert_eq!(decided(Source::Docker, Protocol::Tcp, 22), Some((true, None)));
+            assert!(matches!(decided(Source::Docker, Protocol::Tcp, 23), Some((false, Some(2 | 3)))));
+            assert!(matches!(decided(Source::Sockets, Protocol::Udp, 67), Some((true, Some(2 | 3)))));
+            assert_eq!(decided(Source::Sockets, Protocol::Udp, 68), Some((false, None)));
+            assert_eq!(decided(Source::Docker, Protocol::Udp, 68), None);
+        }
+        assert_eq!(policy.with_file_rules(Vec::new()), without);
     }
 
     #[test]
