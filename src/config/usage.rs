@@ -223,6 +223,6 @@ Examples:
   rancher-desktop-guestagent -docker --sink vsock://2      in a QEMU or Firecracker guest whose host
                                                            runs rancher-desktop-hostagent
 
-Exit codes: 0 stopped by a signal, 1 could not start, 2 wrong flags or environment.
+Exit codes: 0 stopped by a signal, 1 could not start, 2 wrong flags, environment or rules file.
 ",
 };
