@@ -5,21 +5,23 @@
 
 #![deny(clippy::wildcard_enum_match_arm)]
 
+mod journal;
+mod settings;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::sync::mpsc::RecvTimeoutError;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::config::{Config, ContainerdConfig, SinkConfig};
-use crate::event::{Command, EVENTS_MAX, Event, FailureKind, ForwardState, Owner, Report, SinkId, Source};
-use crate::net::{self, Outward};
-use crate::policy::{Policy, Rule};
-use crate::port::Protocol;
+use crate::control::{Control, Facts};
+use crate::event::{Command, EVENTS_MAX, Event, Owner, Report, Scope, SinkId, Source};
 use crate::queue::{self, Receiver, Sender};
-use crate::reconciler::{Reconciler, Role, Settings, SinkSettings};
+use crate::reconciler::{Reconciler, Settings};
 use crate::relay::Limits;
+use crate::rules_file;
 use crate::sink::vtunnel::{Address, Vtunnel};
 use crate::sink::{
     self, Running, Sink, handshake, host_switch::HostSwitch, listener::Listener, relay::RelaySink, stdout::Stdout,
@@ -30,6 +32,9 @@ use crate::source::kubernetes;
 use crate::source::{containerd, docker, interface, nat, sockets};
 use crate::stop::Stop;
 use crate::supervisor::{Context, Supervised, supervise};
+use crate::view::{Change, Work};
+pub use settings::{needs_relay, outward};
+use settings::{policy, sink_settings, sources};
 
 /// The longest that withdrawing everything may take at the end.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -44,9 +49,6 @@ const RELAY_LIMITS: Limits = Limits {
     flow_idle: Duration::from_secs(90),
     connect_timeout: Duration::from_secs(5),
 };
-
-/// Bindings that host-switch is told of in one go. A request each, some of them at once: a fraction of a second.
-const EXPOSE_BINDINGS_MAX: usize = 64;
 
 /// Descriptors of one relayed connection: two sockets and two pipes.
 const CONNECTION_FDS: usize = 6;
@@ -78,6 +80,12 @@ pub struct Agent {
     sinks: Vec<Running>,
     names: Vec<String>,
     threads: Vec<Supervised>,
+    sources: Vec<Supervised>,
+    config: Config,
+    /// Why the rules file was not taken when it was read last.
+    rules_problem: Option<String>,
+    control: Option<Control>,
+    work: Work,
 }
 
 impl Agent {
@@ -99,9 +107,15 @@ impl Agent {
             sinks: Vec::new(),
             names: Vec::new(),
             threads: Vec::new(),
+            sources: Vec::new(),
+            config: config.clone(),
+            rules_problem: None,
+            control: None,
+            work: Work::default(),
         };
         agent.start_sinks(config, files_max)?;
-        agent.claim_own(config);
+        agent.start_control(config);
+        agent.own_claim().into_iter().for_each(|claim| agent.react(claim));
         agent.start_sources(config)?;
         Ok(agent)
     }
@@ -158,41 +172,58 @@ impl Agent {
         if let Some(socket) = config.docker.clone() {
             let session = move |context: &Context| docker::session(&socket, context);
             let thread = supervise(Source::Docker, self.context()?, session);
-            self.threads.push(thread.map_err(starting("the docker source"))?);
+            self.sources.push(thread.map_err(starting("the docker source"))?);
         }
         if let Some(ContainerdConfig { socket, ctr }) = config.containerd.clone() {
             let mut source = containerd::Containerd::new(socket, ctr);
             let thread = supervise(Source::Containerd, self.context()?, move |context| source.session(context));
-            self.threads.push(thread.map_err(starting("the containerd source"))?);
+            self.sources.push(thread.map_err(starting("the containerd source"))?);
         }
         #[cfg(feature = "kubernetes")]
         if let Some(config) = config.kubernetes.clone() {
             let session = move |context: &Context| kubernetes::session(&config, context);
             let thread = supervise(Source::Kubernetes, self.context()?, session);
-            self.threads.push(thread.map_err(starting("the kubernetes source"))?);
+            self.sources.push(thread.map_err(starting("the kubernetes source"))?);
         }
         if let Some(interval) = config.socket_interval {
             let mut source = sockets::Sockets::new(interval, outward(config));
             let thread = supervise(Source::Sockets, self.context()?, move |context| source.session(context));
-            self.threads.push(thread.map_err(starting("the sockets source"))?);
+            self.sources.push(thread.map_err(starting("the sockets source"))?);
         }
         if let Some(interval) = config.nat_interval {
             let mut source = nat::Nat::new(interval);
             let thread = supervise(Source::Nat, self.context()?, move |context| source.session(context));
-            self.threads.push(thread.map_err(starting("the nat source"))?);
+            self.sources.push(thread.map_err(starting("the nat source"))?);
         }
         Ok(())
     }
 
-    /// What the configuration itself asks for.
-    fn claim_own(&self, config: &Config) {
-        let told = |(sink, _): &(SinkConfig, _)| matches!(sink, SinkConfig::WslProxy(_));
-        if let Some(kubernetes) = config.kubernetes.as_ref().filter(|_| config.sinks.iter().any(told)) {
-            let owner = Owner { source: Source::Agent, key: "kube-apiserver".into() };
-            let bindings = [(kubernetes.api_server, kubernetes.api_server.host_port)].into_iter().collect();
-            // The channel is empty yet, and its other end is ours.
-            let _ = self.sender.send(Event::Claim { owner, bindings });
+    /// Forwards matter more than answers: without the socket the agent goes on.
+    fn start_control(&mut self, config: &Config) {
+        let Some(path) = &config.control_socket else { return };
+        let facts = Facts {
+            started: SystemTime::now(),
+            arguments: std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect(),
+            docker_host: config.docker.as_ref().map(|socket| format!("unix://{}", socket.display())),
+            rules_file: config.rules_file.clone(),
+            sinks: self.names.clone(),
+        };
+        match Control::start(path, facts, self.sender.clone()) {
+            Ok(control) => self.control = Some(control),
+            Err(error) => log::warn!(
+                "no control socket: status, ports and other commands cannot ask this agent path={path:?} reason=\"{error}\""
+            ),
         }
+    }
+
+    /// What the configuration itself asks for.
+    fn own_claim(&self) -> Option<Event> {
+        let config = &self.config;
+        let told = |(sink, _): &(SinkConfig, _)| matches!(sink, SinkConfig::WslProxy(_));
+        let kubernetes = config.kubernetes.as_ref().filter(|_| config.sinks.iter().any(told))?;
+        let owner = Owner { source: Source::Agent, key: "kube-apiserver".into() };
+        let bindings = [(kubernetes.api_server, kubernetes.api_server.host_port)].into_iter().collect();
+        Some(Event::Claim { owner, bindings })
     }
 
     fn context(&self) -> Result<Context, StartError> {
@@ -218,10 +249,14 @@ impl Agent {
             if event == Event::Shutdown && end.is_none() {
                 log::info!("stopping: withdrawing everything");
                 end = Some(Instant::now() + SHUTDOWN_TIMEOUT);
-                self.threads.iter().for_each(|thread| thread.stop.raise());
+                self.end_threads();
                 self.sinks.iter().for_each(Running::hurry);
             }
-            self.react(event);
+            match event {
+                Event::Show(scope) => self.show(scope),
+                Event::Reread => self.reread_rules(),
+                event => self.react(event),
+            }
         }
         if self.reconciler.is_empty() {
             log::info!("stopped: everything is withdrawn");
@@ -233,106 +268,109 @@ impl Agent {
 
     fn react(&mut self, event: Event) {
         let mut events = VecDeque::from([event]);
+        let mut changes = Vec::new();
         while let Some(event) = events.pop_front() {
-            for command in self.reconciler.apply(event, Instant::now()) {
-                match command {
-                    Command::Send(sink, document) => {
-                        if let Some(running) = self.sinks.get(sink.0) {
-                            log::debug!(
-                                "send sink={} {:?} {} {}",
-                                self.name(sink),
-                                document.operation,
-                                document.owner,
-                                document.bindings.len()
-                            );
-                            events.extend(running.send(document));
-                        }
+            let begun = Instant::now();
+            let commands = self.reconciler.apply(event, begun);
+            let took = begun.elapsed();
+            self.work.events += 1;
+            self.work.time += took;
+            self.work.time_max = self.work.time_max.max(took);
+            self.carry_out(commands, &mut events, &mut changes);
+        }
+        self.tell(changes);
+    }
+
+    fn carry_out(&mut self, commands: Vec<Command>, events: &mut VecDeque<Event>, changes: &mut Vec<Change>) {
+        for command in commands {
+            match command {
+                Command::Send(sink, document) => {
+                    if let Some(running) = self.sinks.get(sink.0) {
+                        log::debug!(
+                            "send sink={} {:?} {} {}",
+                            self.name(sink),
+                            document.operation,
+                            document.owner,
+                            document.bindings.len()
+                        );
+                        events.extend(running.send(document));
                     }
-                    Command::Report(report) => self.report(&report),
-                    Command::Restart => {}
                 }
+                Command::Report(report) => self.report(report, changes),
+                Command::Restart => events.extend(self.start_over()),
             }
         }
+    }
+
+    fn report(&self, report: Report, changes: &mut Vec<Change>) {
+        journal::line(&report, |sink| self.name(sink));
+        if self.control.as_ref().is_some_and(Control::is_watched) {
+            let name = report.owner().and_then(|owner| self.reconciler.name(owner));
+            changes.push(Change { at: SystemTime::now(), report, name });
+        }
+    }
+
+    fn tell(&self, changes: Vec<Change>) {
+        if let Some(control) = self.control.as_ref().filter(|_| !changes.is_empty()) {
+            control.tell(changes);
+        }
+    }
+
+    fn show(&self, scope: Scope) {
+        if let Some(control) = &self.control {
+            let mut view = self.reconciler.view(scope, Instant::now());
+            view.policy.problem = self.rules_problem.clone();
+            view.work = self.work;
+            control.show(view);
+        }
+    }
+
+    /// The file is small, and an ordinary one: reading it takes no time that matters.
+    fn reread_rules(&mut self) {
+        let Some(path) = &self.config.rules_file else { return };
+        let (mut events, mut changes) = (VecDeque::new(), Vec::new());
+        let read = rules_file::read(path);
+        self.rules_problem = read.as_ref().err().cloned();
+        let count = read.as_ref().map_or(0, Vec::len);
+        self.report(Report::Rules { count, problem: self.rules_problem.clone() }, &mut changes);
+        if let Ok(rules) = read {
+            let commands = self.reconciler.adopt_rules(rules, Instant::now());
+            self.carry_out(commands, &mut events, &mut changes);
+        }
+        self.tell(changes);
+        events.into_iter().for_each(|event| self.react(event));
+    }
+
+    /// Every source begins anew, and what the agent itself asks for.
+    fn start_over(&self) -> Option<Event> {
+        for source in &self.sources {
+            if let Err(error) = source.start_over() {
+                log::error!("a source cannot be asked again reason=\"{error}\"");
+            }
+        }
+        self.own_claim()
     }
 
     fn name(&self, sink: SinkId) -> &str {
         self.names.get(sink.0).map_or("?", String::as_str)
     }
 
-    /// One line a change.
-    fn report(&self, report: &Report) {
-        match report {
-            Report::Forward { again: true, .. } => {}
-            Report::Forward { sink, owner, binding, state, .. } => {
-                let sink = self.name(*sink);
-                match state {
-                    ForwardState::Forwarding => log::info!("forwarding binding={binding} owner={owner} sink={sink}"),
-                    ForwardState::Withdrawn => log::info!("withdrawn binding={binding} owner={owner} sink={sink}"),
-                    ForwardState::Failing(failure) => {
-                        let kind = match failure.kind {
-                            FailureKind::Conflict => "conflict",
-                            FailureKind::Denied => "denied",
-                            FailureKind::Failed => "failed",
-                        };
-                        log::warn!("{kind} binding={binding} owner={owner} sink={sink} reason={:?}", failure.reason);
-                    }
-                }
-            }
-            Report::Peer { sink, problem: None } => log::info!("sink reachable sink={}", self.name(*sink)),
-            Report::Peer { sink, problem: Some(reason) } => {
-                log::warn!("sink unreachable, trying on sink={} reason={reason:?}", self.name(*sink));
-            }
-            Report::Reset { sink, reason } => {
-                log::info!("announcing everything again sink={} reason={reason:?}", self.name(*sink));
-            }
-            Report::Source { source, problem: None, .. } => log::info!("source ready source={source}"),
-            Report::Source { source, problem: Some(reason), lost: true, losses } => {
-                log::warn!("source lost, trying on source={source} losses={losses} reason={reason:?}");
-            }
-            Report::Source { source, problem: Some(reason), lost: false, .. } => {
-                log::warn!("source in trouble, trying on source={source} reason={reason:?}");
-            }
-            Report::Denied { owner, binding, rule, built_in: false } => {
-                log::warn!("denied binding={binding} owner={owner} rule={rule:?}");
-            }
-            Report::Denied { owner, binding, rule, built_in: true } => {
-                log::debug!("not published binding={binding} owner={owner} rule={rule:?}");
-            }
-            Report::Stale { owner, stale: true } => {
-                log::warn!("stale: nothing is left of what it leads to owner={owner}");
-            }
-            Report::Stale { owner, stale: false } => log::info!("not stale any more owner={owner}"),
-            Report::LeftOut { sink, owner, binding, reason } => {
-                log::warn!("left out binding={binding} owner={owner} sink={} reason={reason:?}", self.name(*sink));
-            }
-            Report::Skipped { source, count, reason } => {
-                log::warn!("skipped input source={source} count={count} reason={reason:?}");
-            }
-            Report::Rules { count, problem: None } => log::info!("rules file read rules={count}"),
-            Report::Rules { problem: Some(reason), .. } => {
-                log::warn!("rules file not taken, the rules before it stay reason={reason:?}");
-            }
-            Report::StartingOver => log::info!("starting over: withdrawing everything"),
-            Report::StartedOver { left: 0 } => log::info!("starting over: everything is withdrawn, asking the sources"),
-            Report::StartedOver { left } => {
-                log::warn!("starting over: not everything could be withdrawn yet, asking the sources left={left}");
-            }
-            Report::Narrowed { owner, published, exposed } => {
-                log::warn!("exposed on the host's loopback only owner={owner} published={published} exposed={exposed}")
-            }
-        }
+    fn end_threads(&self) {
+        self.threads.iter().chain(&self.sources).for_each(Supervised::end);
     }
 
     /// Joins every thread, as far as they end in time: what still hangs in a connection ends with the process.
     fn finish(self) {
         drop(self.events);
         drop(self.sender);
-        self.threads.iter().for_each(|thread| thread.stop.raise());
+        self.threads.iter().chain(&self.sources).for_each(Supervised::end);
         let handles: Vec<JoinHandle<()>> = self
             .threads
             .into_iter()
-            .map(|thread| thread.thread)
+            .chain(self.sources)
+            .map(Supervised::finish)
             .chain(self.sinks.into_iter().map(Running::finish))
+            .chain(self.control.and_then(Control::finish))
             .collect();
         let end = Instant::now() + JOIN_TIMEOUT;
         for handle in handles {
@@ -345,57 +383,4 @@ impl Agent {
             }
         }
     }
-}
-
-fn sink_settings(config: &Config) -> Vec<SinkSettings> {
-    let is_host_switch = |(sink, _): &(SinkConfig, _)| matches!(sink, SinkConfig::HostSwitch(_));
-    let host_switch = config.sinks.iter().position(is_host_switch).map(SinkId);
-    let settings = |(sink, feeds): &(SinkConfig, &'static [Source])| {
-        let peer = SinkSettings { feeds, ..SinkSettings::of_all(Role::Peer) };
-        match sink {
-            SinkConfig::Listener => SinkSettings { role: Role::Listener, ..peer },
-            SinkConfig::Stdout | SinkConfig::Vtunnel(_) => peer,
-            SinkConfig::HostSwitch(_) => {
-                SinkSettings { ipv4_only: true, document_bindings_max: EXPOSE_BINDINGS_MAX, ..peer }
-            }
-            SinkConfig::WslProxy(_) => SinkSettings { ipv4_only: true, after: host_switch, ..peer },
-        }
-    };
-    let ipv4_only = !config.sinks.iter().any(|(sink, _)| matches!(sink, SinkConfig::Vtunnel(_)));
-    let relay = needs_relay(config).then(|| SinkSettings { ipv4_only, ..SinkSettings::of_all(Role::Relay) });
-    config.sinks.iter().map(settings).chain(relay).collect()
-}
-
-/// The sources that run.
-fn sources(config: &Config) -> Vec<Source> {
-    let runs = |source: &Source| match source {
-        Source::Docker => config.docker.is_some(),
-        Source::Containerd => config.containerd.is_some(),
-        Source::Nat => config.nat_interval.is_some(),
-        Source::Kubernetes => config.kubernetes.is_some(),
-        Source::Sockets => config.socket_interval.is_some(),
-        Source::Agent => false,
-    };
-    Source::ALL.iter().copied().filter(runs).collect()
-}
-
-/// The configured policy; and UDP ports that the kernel gives to clients are not published for a socket alone.
-fn policy(config: &Config) -> Policy {
-    let mut policy = config.policy.clone();
-    policy.rules.extend(net::ephemeral_ports().map(|ports| Rule::not_sockets(Protocol::Udp, ports)));
-    policy
-}
-
-/// Where the host connects to, for each kind of sink that has it connect.
-pub fn outward(config: &Config) -> Vec<Outward> {
-    let any = |wanted: fn(&SinkConfig) -> bool| config.sinks.iter().any(|(sink, _)| wanted(sink));
-    let interface = any(|sink| matches!(sink, SinkConfig::Vtunnel(_)));
-    let tap = any(|sink| matches!(sink, SinkConfig::HostSwitch(_)));
-    let interface = interface.then(|| Outward::Interface(config.interface.clone()));
-    interface.into_iter().chain(tap.then_some(Outward::Address(config.tap_ip))).collect()
-}
-
-/// Only a host that connects back needs it.
-pub fn needs_relay(config: &Config) -> bool {
-    !outward(config).is_empty()
 }

@@ -160,6 +160,13 @@ pub enum Event {
         /// Why, for people.
         reason: String,
     },
+    /// A sink has looked, without a document, whether its peer is there.
+    SinkSeen {
+        /// Which sink.
+        sink: SinkId,
+        /// `None`: it answers. Otherwise why it does not.
+        problem: Option<String>,
+    },
     /// What a sink's peer holds from an earlier run of the agent. It stays until the sources have told whether it is still
     /// wanted, for the grace time at most.
     Found {
@@ -370,6 +377,26 @@ pub enum Report {
         /// As exposed.
         exposed: Binding,
     },
+}
+
+impl Report {
+    /// Whom it is about, if that is an owner.
+    pub fn owner(&self) -> Option<&Owner> {
+        match self {
+            Report::Forward { owner, .. }
+            | Report::Stale { owner, .. }
+            | Report::LeftOut { owner, .. }
+            | Report::Denied { owner, .. }
+            | Report::Narrowed { owner, .. } => Some(owner),
+            Report::Peer { .. }
+            | Report::Reset { .. }
+            | Report::Source { .. }
+            | Report::Skipped { .. }
+            | Report::Rules { .. }
+            | Report::StartingOver
+            | Report::StartedOver { .. } => None,
+        }
+    }
 }
 
 /// The state of a forward at one sink.

@@ -44,8 +44,15 @@ static SEEN: Mutex<Option<Seen>> = Mutex::new(None);
 /// Who listens on that port, at that address or at every one: `nginx (pid 4711)`, or `a process of uid 1000` where the
 /// process is not seen.
 pub fn holder(protocol: Protocol, addr: SocketAddr) -> Option<String> {
+    // A clock that has only just begun has seen nothing.
+    let since = Instant::now().checked_sub(SEEN_AGE_MAX)?;
+    holder_since(protocol, addr, since)
+}
+
+/// The same, where what was seen at that time or later is believed: one look for all that is asked of one time.
+pub fn holder_since(protocol: Protocol, addr: SocketAddr, since: Instant) -> Option<String> {
     let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
-    if seen.as_ref().is_none_or(|seen| seen.at.elapsed() > SEEN_AGE_MAX) {
+    if seen.as_ref().is_none_or(|seen| seen.at < since) {
         *seen = look();
     }
     let Seen { sockets, processes, .. } = seen.as_ref()?;

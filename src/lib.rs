@@ -10,6 +10,7 @@
 //! 5. [`sink`] and [`wire`]: who is told, and in what words.
 //! 6. [`relay`]: TCP and UDP pipes, for the agent and for the host end.
 //! 7. [`view`] and [`control`]: what the agent shows of itself, and the socket on which it does.
+//!    [`cli`]: the commands that ask there.
 //! 8. [`host`]: the host end.
 //! 9. [`config`], [`flags`], [`logging`], [`privileges`], [`supervisor`], [`stop`], [`backoff`], [`net`], [`http`], [`cidr`],
 //!    [`ordered`], [`queue`], [`private_file`]: what programs need.
@@ -19,6 +20,7 @@
 pub mod agent;
 pub mod backoff;
 pub mod cidr;
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod event;

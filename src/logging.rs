@@ -87,9 +87,14 @@ pub fn start(format: Format, level: LevelFilter) -> Result<(), SetLoggerError> {
 
 /// The time as logs and scripts are told it: `2026-11-21T01:02:03.456Z`.
 pub fn timestamp() -> String {
+    timestamp_of(SystemTime::now())
+}
+
+/// Another time, as they are told it.
+pub fn timestamp_of(time: SystemTime) -> String {
     let mut text = String::new();
     // Fails in the year 10000; a clock that was never set may be before 1970.
-    let _ = write!(text, "{}", format_rfc3339_millis(SystemTime::now().max(UNIX_EPOCH)));
+    let _ = write!(text, "{}", format_rfc3339_millis(time.max(UNIX_EPOCH)));
     text
 }
 

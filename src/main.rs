@@ -1,4 +1,4 @@
-//! `rancher-desktop-guestagent`: arguments, log, privileges, signals, exit code. Everything else is in the library.
+//! `rancher-desktop-guestagent`: commands, arguments, log, privileges, signals, exit code. Everything else is in the library.
 
 use std::io;
 use std::process::ExitCode;
@@ -13,7 +13,7 @@ use rancher_desktop_agent::event::{Event, Source};
 use rancher_desktop_agent::queue::Sender;
 use rancher_desktop_agent::source::child::{self, Privileges};
 use rancher_desktop_agent::supervisor::spawn;
-use rancher_desktop_agent::{holder, logging, privileges, rules_file};
+use rancher_desktop_agent::{cli, holder, logging, privileges, rules_file};
 
 const EXIT_FAILED: u8 = 1;
 const EXIT_USAGE: u8 = 2;
@@ -27,7 +27,11 @@ fn main() -> ExitCode {
         complain(&error);
         return ExitCode::from(EXIT_NOT_RUN);
     }
-    let wish = match config::read(std::env::args_os().skip(1), |name| std::env::var_os(name)) {
+    let words: Vec<_> = std::env::args_os().skip(1).collect();
+    if let Some(exit) = cli::run(&words) {
+        return ExitCode::from(exit);
+    }
+    let wish = match config::read(words, |name| std::env::var_os(name)) {
         Ok(wish) => wish,
         Err(error) => {
             complain(&format!("{error}\nTry 'rancher-desktop-guestagent --help'."));

@@ -6,8 +6,12 @@
 
 #![deny(clippy::wildcard_enum_match_arm)]
 
+mod anew;
 pub mod ledger;
+mod remarks;
 mod settings;
+mod sources;
+mod view;
 
 use std::num::NonZeroU16;
 use std::sync::Arc;
@@ -16,9 +20,10 @@ use std::time::{Duration, Instant};
 use crate::event::{Answer, Command, Event, Owner, Report, SinkId, Source, Ticket};
 use crate::ordered::{Map, Set};
 use crate::policy::Policy;
-use crate::port::{Binding, Bindings, Protocol, equal_in_ipv4, unspecified_like};
+use crate::port::{Binding, Bindings, Protocol, unspecified_like};
 use ledger::Ledger;
 pub use settings::{Role, Settings, SinkSettings};
+use sources::Sources;
 
 /// Bindings that all owners together may claim. What goes over is refused and reported, never silently dropped.
 pub const BINDINGS_MAX: usize = 131_072;
@@ -33,6 +38,8 @@ struct Claimant {
     container_port: NonZeroU16,
     /// A rule denies it.
     denied: bool,
+    /// Since when it claims it, or since when it is denied.
+    since: Instant,
 }
 
 /// See the module.
@@ -52,28 +59,29 @@ pub struct Reconciler {
     /// Claimed by sockets alone, after a container had them: most likely by what listened for that container, and is just
     /// ending. Not forwarded until the sockets are seen again.
     doubtful: Set<Binding>,
+    sources: Sources,
     /// Sources that have not given their view yet.
     awaited: Set<Source>,
-    /// When the claims of a lost source end.
-    lost: Map<Source, Instant>,
-    problems: Map<Source, Option<String>>,
-    losses: Map<Source, u64>,
-    skipped: Map<Source, u64>,
     /// Owners of claims that lead nowhere.
     stale: Set<Owner>,
+    /// For display.
+    names: Map<Owner, Arc<str>>,
     next_ticket: u64,
+    /// Everything is being withdrawn, until then at most, to be learned anew.
+    starting_over: Option<Instant>,
     stopping: bool,
+    now: Instant,
 }
 
 impl Reconciler {
     /// A reconciler that knows of nothing yet.
-    pub fn new(settings: Settings, _now: Instant) -> Reconciler {
+    pub fn new(settings: Settings, now: Instant) -> Reconciler {
         Reconciler {
             policy: settings.policy,
             grace: settings.grace,
             relay: settings.sinks.iter().position(|sink| sink.role == Role::Relay),
             ledgers: (settings.sinks.iter().enumerate())
-                .map(|(i, sink)| Ledger::new(SinkId(i), sink.document_bindings_max))
+                .map(|(i, sink)| Ledger::new(SinkId(i), sink.document_bindings_max, now))
                 .collect(),
             sinks: settings.sinks,
             claims: Map::new(),
@@ -81,38 +89,41 @@ impl Reconciler {
             claimed: 0,
             addressed: Map::new(),
             doubtful: Set::new(),
-            awaited: settings.sources.into_iter().collect(),
-            lost: Map::new(),
-            problems: Map::new(),
-            losses: Map::new(),
-            skipped: Map::new(),
+            awaited: settings.sources.iter().copied().collect(),
+            sources: Sources::new(settings.sources, now),
             stale: Set::new(),
+            names: Map::new(),
             next_ticket: 0,
+            starting_over: None,
             stopping: false,
+            now,
         }
     }
 
     /// Takes one event and returns what is to be done about it.
     pub fn apply(&mut self, event: Event, now: Instant) -> Vec<Command> {
         let mut out = Vec::new();
+        self.pass(now);
         match event {
+            // What was seen before everything was withdrawn is no news.
+            Event::Claim { .. } | Event::Snapshot { .. } | Event::Stale { .. } | Event::Named { .. }
+                if self.starting_over.is_some() => {}
             Event::Claim { owner, bindings } => {
+                self.sources.heard(owner.source, now);
                 self.trust(|binding| owner.source == Source::Sockets && bindings.contains_key(binding));
                 self.claim(owner, bindings, &mut out);
             }
             Event::Snapshot { source, claims } => self.snapshot(source, claims, &mut out),
             Event::SourceLost { source, reason } => {
-                let until = now + self.grace;
-                self.lost.entry(source).or_insert(until);
-                *self.losses.entry(source).or_default() += 1;
-                self.source_problem(source, Some(reason), &mut out);
+                let report = self.sources.lost(source, &reason, now + self.grace, now);
+                out.extend(report.map(Command::Report));
             }
             Event::SourceTroubled { source, reason } => {
-                self.lost.remove(&source);
-                self.source_problem(source, Some(reason), &mut out);
+                out.extend(self.sources.troubled(source, &reason, now).map(Command::Report));
             }
             Event::Stale { source, keys } => self.mark_stale(source, &keys, &mut out),
-            Event::Skipped { source, reason } => self.skip(source, reason, &mut out),
+            Event::Named { source, names } => self.name_owners(source, names),
+            Event::Skipped { source, reason } => out.push(Command::Report(self.sources.skipped(source, reason, now))),
             Event::Answered { sink, ticket, answer } => self.answer(sink, ticket, answer, now, &mut out),
             Event::Found { sink, bindings } => self.found(sink, &bindings, now),
             Event::SinkReset { sink, reason } => {
@@ -121,10 +132,16 @@ impl Reconciler {
                     out.push(Command::Report(Report::Reset { sink, reason }));
                 }
             }
-            Event::Named { .. } | Event::Show(_) | Event::StartOver | Event::Reread => {}
-            Event::Tick => {}
+            Event::SinkSeen { sink, problem } => {
+                if let Some(ledger) = self.ledgers.get_mut(sink.0) {
+                    ledger.seen(problem, now, &mut out);
+                }
+            }
+            Event::StartOver => self.start_over(now, &mut out),
+            Event::Show(_) | Event::Reread | Event::Tick => {}
             Event::Shutdown => {
                 self.stopping = true;
+                self.starting_over = None;
                 for ledger in &mut self.ledgers {
                     ledger.stop(now);
                 }
@@ -132,7 +149,14 @@ impl Reconciler {
         }
         self.end_grace(now);
         self.pump(now, &mut out);
+        self.end_start_over(now, &mut out);
         out
+    }
+
+    /// What changes from here on, changes now.
+    fn pass(&mut self, now: Instant) {
+        self.now = now;
+        self.ledgers.iter_mut().for_each(|ledger| ledger.now = now);
     }
 
     fn answer(&mut self, sink: SinkId, ticket: Ticket, answer: Answer, now: Instant, out: &mut Vec<Command>) {
@@ -179,8 +203,8 @@ impl Reconciler {
 
     /// When [`Event::Tick`] is due, if nothing else happens before.
     pub fn deadline(&self) -> Option<Instant> {
-        let graces = self.lost.values().copied();
-        self.ledgers.iter().filter_map(Ledger::deadline).chain(graces).min()
+        let others = self.sources.deadline().into_iter().chain(self.starting_over);
+        self.ledgers.iter().filter_map(Ledger::deadline).chain(others).min()
     }
 
     /// Whether every sink is empty: after [`Event::Shutdown`], that the agent may end.
@@ -189,8 +213,8 @@ impl Reconciler {
     }
 
     fn snapshot(&mut self, source: Source, mut claims: Map<Arc<str>, Bindings>, out: &mut Vec<Command>) {
-        self.lost.remove(&source);
-        self.source_problem(source, None, out);
+        self.sources.heard(source, self.now);
+        out.extend(self.sources.ready(source, self.now).map(Command::Report));
         let mut changes: Vec<(Owner, Bindings)> = Vec::new();
         for owner in self.owners_of(source) {
             let bindings = claims.remove(&owner.key).unwrap_or_default();
@@ -204,14 +228,14 @@ impl Reconciler {
             self.claim(owner, bindings, out);
         }
         self.trust(|_| source == Source::Sockets);
+        self.names.retain(|owner, _| owner.source != source || self.claims.contains_key(owner));
         if self.awaited.remove(&source) && self.awaited.is_empty() {
             self.ledgers.iter_mut().for_each(Ledger::end_found);
         }
     }
 
     fn end_grace(&mut self, now: Instant) {
-        while let Some(source) = self.lost.iter().find(|(_, until)| **until <= now).map(|(source, _)| *source) {
-            self.lost.remove(&source);
+        while let Some(source) = self.sources.ended(now) {
             for owner in self.owners_of(source) {
                 self.claim(owner, Bindings::new(), &mut Vec::new());
             }
@@ -236,7 +260,7 @@ impl Reconciler {
             let (kept, new): (Bindings, Bindings) = bindings.into_iter().partition(|(b, _)| before.contains_key(b));
             let free = room - kept.len();
             bindings = kept.into_iter().chain(new.into_iter().take(free)).collect();
-            self.skip(owner.source, reason, out);
+            out.push(Command::Report(self.sources.skipped(owner.source, reason, self.now)));
         }
         self.claimed += bindings.len();
         for binding in before.keys().filter(|b| !bindings.contains_key(b)) {
@@ -247,18 +271,9 @@ impl Reconciler {
         }
         if bindings.is_empty() {
             self.stale.remove(&owner);
+            self.names.remove(&owner);
         } else {
             self.claims.insert(owner, bindings);
-        }
-    }
-
-    fn mark_stale(&mut self, source: Source, keys: &Set<Arc<str>>, out: &mut Vec<Command>) {
-        for owner in self.owners_of(source) {
-            let stale = keys.contains(&owner.key);
-            let was = if stale { !self.stale.insert(owner.clone()) } else { self.stale.remove(&owner) };
-            if stale != was {
-                out.push(Command::Report(Report::Stale { owner, stale }));
-            }
         }
     }
 
@@ -271,11 +286,8 @@ impl Reconciler {
             None => {
                 let denial = self.policy.denial(owner.source, binding);
                 denied = denial.is_some();
-                claimants.push(Claimant { owner: owner.clone(), container_port, denied });
-                if let Some(rule) = denial {
-                    let (rule, built_in) = (rule.to_string(), rule.built_in);
-                    out.push(Command::Report(Report::Denied { owner: owner.clone(), binding, rule, built_in }));
-                }
+                claimants.push(Claimant { owner: owner.clone(), container_port, denied, since: self.now });
+                out.extend(denial.map(|rule| remarks::denied(owner, binding, rule)));
             }
         }
         if first && !denied {
@@ -284,30 +296,6 @@ impl Reconciler {
         self.spread(binding);
         if first || binding.host_ip.is_unspecified() {
             self.note_address(binding, true);
-        }
-    }
-
-    /// Says what people should know of a binding that is claimed for the first time.
-    fn remark(&self, owner: &Owner, binding: Binding, out: &mut Vec<Command>) {
-        let with_role = |role: Role| self.sinks.iter().enumerate().filter(move |(_, sink)| sink.role == role);
-        let mut peers = with_role(Role::Peer).filter(|(_, sink)| sink.after.is_none()).peekable();
-        let role = if peers.peek().is_some() { Role::Peer } else { Role::Listener };
-        if peers.any(|(_, sink)| sink.objection(binding).is_none()) {
-            if self.policy.narrows(binding) {
-                let exposed = self.policy.expose(binding);
-                out.push(Command::Report(Report::Narrowed { owner: owner.clone(), published: binding, exposed }));
-            }
-            // Forwarded anyhow, so nothing is missing where another sink leaves it out.
-            return;
-        }
-        if equal_in_ipv4(binding).is_some_and(|equal| self.claimants.contains_key(&equal)) {
-            return;
-        }
-        for (i, sink) in with_role(role).filter(|(_, sink)| sink.after.is_none() && sink.is_told_of(owner)) {
-            if let Some(reason) = sink.objection(binding) {
-                let left_out = Report::LeftOut { sink: SinkId(i), owner: owner.clone(), binding, reason };
-                out.push(Command::Report(left_out));
-            }
         }
     }
 
@@ -389,21 +377,6 @@ impl Reconciler {
                 None => ledger.unwant(exposed, published),
             }
         }
-    }
-
-    fn source_problem(&mut self, source: Source, problem: Option<String>, out: &mut Vec<Command>) {
-        if self.problems.get(&source) != Some(&problem) {
-            self.problems.insert(source, problem.clone());
-            let losses = self.losses.get(&source).copied().unwrap_or_default();
-            let lost = self.lost.contains_key(&source);
-            out.push(Command::Report(Report::Source { source, problem, lost, losses }));
-        }
-    }
-
-    fn skip(&mut self, source: Source, reason: String, out: &mut Vec<Command>) {
-        let count = self.skipped.entry(source).or_default();
-        *count += 1;
-        out.push(Command::Report(Report::Skipped { source, count: *count, reason }));
     }
 }
 

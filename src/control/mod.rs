@@ -2,15 +2,38 @@
 //!
 //! One thread serves every client in one poll loop and never waits for any of them. It keeps no port state: what it is asked
 //! for it has the agent show ([`Event::Show`], answered with [`Control::show`]), and changes come by [`Control::tell`]. The
-//! agent never waits for it either: both put something into a bounded queue, and raise a sign.
+//! agent never waits for it either: it puts something into a bounded queue, and raises a sign.
+//!
+//! | where | what |
+//! |---|---|
+//! | `listen` | the socket's file, and who may connect |
+//! | `server` | the thread: clients, and what the agent is asked for |
+//! | `client` | one client: requests in, responses out |
+//! | `ring` | changes, until all who watch have been told |
+//! | `request` | a line into a request |
+//! | `document`, `state`, `json` | what the agent shows into lines |
+
+mod client;
+mod document;
+mod json;
+mod listen;
+pub mod request;
+mod ring;
+mod server;
+mod state;
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::SystemTime;
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
 use crate::event::Event;
 use crate::queue::Sender;
+use crate::supervisor::spawn;
 use crate::view::{Change, View};
 
 /// What the socket tells of the agent that does not change.
@@ -28,31 +51,112 @@ pub struct Facts {
     pub sinks: Vec<String>,
 }
 
-/// The agent's end of the control socket.
-pub struct Control {}
+/// What the agent puts in for the thread.
+enum Update {
+    View(View),
+    Changes(Vec<Change>),
+    /// There was no room for so many changes.
+    Lost(u64),
+}
+
+/// Between the agent and the thread.
+struct Link {
+    inbox: Mutex<Inbox>,
+    /// Written to when the inbox is no longer empty.
+    wake: EventFd,
+    watched: AtomicBool,
+}
+
+/// Updates that the thread has not seen yet, in their order. Not a [`crate::queue`]: what is lost has its place among the
+/// others, and a view, of which there is one at a time, always has room.
+#[derive(Default)]
+struct Inbox {
+    updates: Vec<Update>,
+    /// Changes in them.
+    changes: usize,
+    is_over: bool,
+}
+
+impl Link {
+    fn put(&self, update: Option<Update>) {
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_first = inbox.updates.is_empty();
+        match update {
+            Some(Update::Changes(changes)) if inbox.changes + changes.len() > ring::CHANGES_MAX => {
+                let count = u64::try_from(changes.len()).unwrap_or(u64::MAX);
+                match inbox.updates.last_mut() {
+                    Some(Update::Lost(lost)) => *lost += count,
+                    _ => inbox.updates.push(Update::Lost(count)),
+                }
+            }
+            Some(Update::Changes(changes)) => {
+                inbox.changes += changes.len();
+                inbox.updates.push(Update::Changes(changes));
+            }
+            Some(other) => inbox.updates.push(other),
+            None => inbox.is_over = true,
+        }
+        if is_first || inbox.is_over {
+            drop(inbox);
+            // Fails where so much is written already that it wakes anyway.
+            let _ = self.wake.write(1);
+        }
+    }
+
+    /// What has come, and whether it is the last.
+    fn take(&self) -> (Vec<Update>, bool) {
+        // Nothing there is an error, too.
+        let _ = self.wake.read();
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        inbox.changes = 0;
+        (std::mem::take(&mut inbox.updates), inbox.is_over)
+    }
+}
+
+/// The agent's end of the control socket. Where it goes, the socket does.
+pub struct Control {
+    link: Arc<Link>,
+    thread: Option<JoinHandle<()>>,
+}
 
 impl Control {
     /// Opens the socket and starts the thread.
     ///
     /// # Errors
     /// Where the socket cannot be made, or another agent answers there already.
-    pub fn start(_path: &PathBuf, _facts: Facts, _events: Sender<Event>) -> io::Result<Control> {
-        Err(io::ErrorKind::Unsupported.into())
+    pub fn start(path: &PathBuf, facts: Facts, events: Sender<Event>) -> io::Result<Control> {
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let link = Arc::new(Link { inbox: Mutex::default(), wake, watched: AtomicBool::new(false) });
+        let server = server::Server::new(listen::open(path)?, link.clone(), events, facts);
+        let thread = spawn("control", Box::new(move || server.run()))?;
+        Ok(Control { link, thread: Some(thread) })
     }
 
     /// Whether anybody watches: changes are to be told.
     pub fn is_watched(&self) -> bool {
-        false
+        self.link.watched.load(Ordering::SeqCst)
     }
 
     /// Tells those who watch. Never waits.
-    pub fn tell(&self, _changes: Vec<Change>) {}
+    pub fn tell(&self, changes: Vec<Change>) {
+        if self.is_watched() && !changes.is_empty() {
+            self.link.put(Some(Update::Changes(changes)));
+        }
+    }
 
     /// Answers [`Event::Show`]. Never waits.
-    pub fn show(&self, _view: View) {}
+    pub fn show(&self, view: View) {
+        self.link.put(Some(Update::View(view)));
+    }
 
     /// Tells clients that the agent ends, removes the socket, and hands the thread over to be joined.
-    pub fn finish(self) -> Option<JoinHandle<()>> {
-        None
+    pub fn finish(mut self) -> Option<JoinHandle<()>> {
+        self.thread.take()
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.link.put(None);
     }
 }

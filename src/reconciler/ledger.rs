@@ -18,15 +18,17 @@
 
 mod answers;
 mod state;
+mod view;
 
 use std::collections::VecDeque;
 use std::num::NonZeroU16;
+use std::sync::Arc;
 use std::time::Instant;
 
-use crate::event::{Command, Document, ForwardState, Operation, Owner, Report, SinkId, Ticket};
+use crate::event::{Command, Document, ForwardState, Operation, Owner, SinkId, Ticket};
 use crate::ordered::{Map, Set};
 use crate::port::{Binding, Bindings};
-use state::{Ask, Flight, Forward, Held, Lane, Peer, Timer};
+use state::{Ask, Flight, Forward, Held, Lane, Peer, Timer, tell};
 
 /// Documents that may be with a sink at once. Its queue is this long, so it can never overflow.
 pub const IN_FLIGHT_MAX: usize = 32;
@@ -51,11 +53,19 @@ pub struct Ledger {
     stopping: bool,
     /// Of forwards that went without a document, until the next pump.
     reports: Vec<Command>,
+    /// Documents that were answered, and those of them that failed, whole or in part.
+    documents: u64,
+    failed: u64,
+    last_error: Option<Arc<str>>,
+    /// Since when the peer is reachable, or not.
+    peer_since: Instant,
+    /// What changes, changes now.
+    pub(super) now: Instant,
 }
 
 impl Ledger {
     /// The ledger of a sink that holds nothing.
-    pub fn new(id: SinkId, bindings_max: usize) -> Ledger {
+    pub fn new(id: SinkId, bindings_max: usize, now: Instant) -> Ledger {
         Ledger {
             id,
             bindings_max,
@@ -69,11 +79,17 @@ impl Ledger {
             doubted: false,
             stopping: false,
             reports: Vec::new(),
+            documents: 0,
+            failed: 0,
+            last_error: None,
+            peer_since: now,
+            now,
         }
     }
 
     /// `published` asks for the forward `exposed`, on behalf of `owner`.
     pub fn want(&mut self, exposed: Binding, published: Binding, owner: &Owner, container_port: NonZeroU16) {
+        let now = self.now;
         let forward = self.forwards.entry(exposed).or_insert_with(|| Forward {
             asks: Vec::with_capacity(1),
             owner: owner.clone(),
@@ -83,6 +99,7 @@ impl Ledger {
             wait: None,
             failures: 0,
             told: None,
+            since: now,
         });
         let ask = Ask { published, owner: owner.clone(), container_port };
         match forward.asks.iter_mut().find(|ask| ask.published == published) {
@@ -119,6 +136,7 @@ impl Ledger {
                 wait: Some((Operation::Withdraw, until)),
                 failures: 0,
                 told: None,
+                since: self.now,
             };
             self.forwards.insert(binding, forward);
             self.timers.insert((until, Timer::Forward(binding)));
@@ -155,6 +173,11 @@ impl Ledger {
     /// Nothing is held and nothing is in flight.
     pub fn is_empty(&self) -> bool {
         self.forwards.is_empty() && self.in_flight.is_empty()
+    }
+
+    /// Forwards that the peer has, may have, or should have.
+    pub fn len(&self) -> usize {
+        self.forwards.len()
     }
 
     /// What the peer holds is no longer known: everything wanted is announced again.
@@ -296,12 +319,12 @@ impl Ledger {
                 let owner = forward.owner.clone();
                 if forward.held == Held::No {
                     if forward.told.is_some() {
-                        tell(self.id, forward, binding, ForwardState::Withdrawn, &mut self.reports);
+                        tell((self.id, self.now), forward, binding, ForwardState::Withdrawn, false, &mut self.reports);
                     }
                     self.forwards.remove(&binding);
                 } else if !forward.asks.is_empty() && forward.told.is_none() {
                     // Found there, and wanted.
-                    tell(self.id, forward, binding, ForwardState::Forwarding, &mut self.reports);
+                    tell((self.id, self.now), forward, binding, ForwardState::Forwarding, false, &mut self.reports);
                 }
                 self.unready(&owner, binding);
             }
@@ -332,13 +355,13 @@ impl Ledger {
     fn forget(&mut self) {
         for forward in self.forwards.values_mut() {
             if forward.held == Held::Yes {
-                forward.held = Held::Maybe;
+                (forward.held, forward.since) = (Held::Maybe, self.now);
             }
         }
     }
 
     /// Every wait ends now, and the next ones are short again. What was found waits on, but for the end of the agent.
-    fn retry_all(&mut self, now: Instant) {
+    pub(super) fn retry_all(&mut self, now: Instant) {
         if let Peer::Unreachable { until, failures, .. } = &mut self.peer {
             *until = now;
             *failures = 0;
@@ -366,21 +389,5 @@ impl Ledger {
         for binding in bindings {
             self.refresh(binding);
         }
-    }
-}
-
-/// Reports a forward's state where it differs from what was reported last.
-fn tell(sink: SinkId, forward: &mut Forward, binding: Binding, state: ForwardState, out: &mut Vec<Command>) {
-    if forward.told.as_ref() != Some(&state) {
-        forward.told = Some(state.clone());
-        out.push(Command::Report(Report::Forward {
-            sink,
-            owner: forward.owner.clone(),
-            binding,
-            published: None,
-            state,
-            failures: 0,
-            again: false,
-        }));
     }
 }

@@ -40,7 +40,7 @@ pub fn listen(sinks: Vec<SinkId>, context: Context) -> io::Result<Supervised> {
         }
     };
     let thread = spawn("handshake", Box::new(run))?;
-    Ok(Supervised { stop, thread })
+    Ok(Supervised::new(stop, thread))
 }
 
 /// Tries until it may listen; `None` when the agent ends before that.

@@ -109,7 +109,6 @@ pub struct HostSwitch {
     met: bool,
     /// The server did not answer: since when, and why.
     lost: Option<(Instant, String)>,
-    warned: bool,
     /// When the list is to be read again.
     due: Instant,
     /// Announcements that may still be carried out, until then: those that were cut off, and of an earlier run, which was
@@ -136,7 +135,6 @@ impl HostSwitch {
             ours: Set::new(),
             met: false,
             lost: None,
-            warned: false,
             due: now,
             strays: Map::new(),
             state_file: StateFile::new(),
@@ -172,7 +170,6 @@ impl HostSwitch {
             Ok(exposed) => {
                 let last = self.view.replace(exposed);
                 self.lost = None;
-                self.warned = false;
                 self.looked = Instant::now();
                 self.due = self.looked + HEARTBEAT;
                 self.compare(busy, &last.unwrap_or_default());
@@ -264,8 +261,6 @@ impl HostSwitch {
 
     fn unreachable(&mut self, reason: String) -> Answer {
         self.lose(&reason);
-        // The agent says so.
-        self.warned = true;
         Answer::Unreachable(reason)
     }
 
@@ -298,21 +293,17 @@ impl Sink for HostSwitch {
         [sooner, news].into_iter().flatten().chain([rest]).min()
     }
 
-    fn beat(&mut self) {
+    fn beat(&mut self) -> Option<Result<(), String>> {
         self.save(true);
         if Instant::now() < self.due {
-            return;
+            return None;
         }
         let was_lost = self.lost.is_some();
-        match self.look(&Bindings::new()) {
-            Ok(()) if was_lost => drop(self.reset.get_or_insert_with(|| "it answers again".to_owned())),
-            Ok(()) => {}
-            Err(reason) => {
-                if !std::mem::replace(&mut self.warned, true) {
-                    log::warn!("what host-switch has cannot be read, trying on reason={reason:?}");
-                }
-            }
+        let looked = self.look(&Bindings::new());
+        if was_lost && looked.is_ok() {
+            self.reset.get_or_insert_with(|| "it answers again".to_owned());
         }
+        Some(looked)
     }
 
     fn hurry(&mut self) {

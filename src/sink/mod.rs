@@ -40,8 +40,10 @@ pub trait Sink: Send {
         None
     }
 
-    /// Looks whether the peer is still there.
-    fn beat(&mut self) {}
+    /// Looks whether the peer is still there. `Some`: it answers, or why it does not. `None`: that is not known.
+    fn beat(&mut self) -> Option<Result<(), String>> {
+        None
+    }
 
     /// The agent ends: what is left is to be carried out as fast as can be. Called before each document from then on.
     fn hurry(&mut self) {}
@@ -78,6 +80,8 @@ impl Running {
         let in_a_hurry = hurry.clone();
         let run = move || {
             let mut listening = true;
+            // What people were told of the peer since the last document.
+            let mut seen = None;
             while listening {
                 listening = match documents.recv(sink.heartbeat()) {
                     Ok(document) => {
@@ -85,11 +89,18 @@ impl Running {
                             sink.hurry();
                         }
                         let answer = sink.carry_out(&document);
+                        seen = None;
                         events.send(Event::Answered { sink: id, ticket: document.ticket, answer }).is_ok()
                     }
                     Err(RecvTimeoutError::Timeout) => {
-                        sink.beat();
-                        true
+                        let before = seen.clone();
+                        seen = sink.beat().map(Result::err).or(seen);
+                        match &seen {
+                            Some(problem) if before != seen => {
+                                events.send(Event::SinkSeen { sink: id, problem: problem.clone() }).is_ok()
+                            }
+                            Some(_) | None => true,
+                        }
                     }
                     Err(RecvTimeoutError::Disconnected) => false,
                 };

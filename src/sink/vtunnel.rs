@@ -148,9 +148,14 @@ impl Sink for Vtunnel {
         self.session.as_ref().map(|_| if self.lost { HEARTBEAT_LOST } else { HEARTBEAT })
     }
 
-    fn beat(&mut self) {
+    fn beat(&mut self) -> Option<Result<(), String>> {
         let answer = self.send(Operation::Announce, &Bindings::new());
         self.lost = !matches!(answer, Answer::Done { .. });
+        match answer {
+            Answer::Done { .. } => Some(Ok(())),
+            Answer::Unreachable(reason) => Some(Err(reason)),
+            Answer::Uncertain(_) => None,
+        }
     }
 
     fn hurry(&mut self) {

@@ -156,12 +156,17 @@ impl Sink for WslProxy {
         Some(HEARTBEAT)
     }
 
-    fn beat(&mut self) {
-        let now = identity(&self.path).ok();
-        if now.is_some() && self.seen.is_some_and(|seen| seen != now) {
+    fn beat(&mut self) -> Option<Result<(), String>> {
+        let now = match identity(&self.path) {
+            Ok(now) => Some(now),
+            Err(error) => return Some(Err(format!("{}: {error}", self.path.display()))),
+        };
+        if self.seen.is_some_and(|seen| seen != now) {
             self.meet(now);
             self.restarted = true;
+            return Some(Ok(()));
         }
+        None
     }
 
     fn hurry(&mut self) {

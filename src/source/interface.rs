@@ -43,7 +43,7 @@ pub fn watch(outward: Vec<Outward>, sinks: Vec<SinkId>, context: Context) -> io:
         }
     };
     let thread = spawn("interface", Box::new(run))?;
-    Ok(Supervised { stop, thread })
+    Ok(Supervised::new(stop, thread))
 }
 
 /// What the host can connect to, or why there is nothing. Either changes what peers are to be told.

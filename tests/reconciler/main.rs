@@ -12,6 +12,7 @@
     missing_docs
 )]
 
+mod anew;
 mod faults;
 mod follow;
 mod model;

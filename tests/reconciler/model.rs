@@ -44,6 +44,9 @@ enum Step {
     /// A burst: this many documents are carried out and answered.
     Deliver(usize, u8),
     UnknownTicket(usize),
+    /// A look without a document: the peer is there, or it is not.
+    Seen(usize, bool),
+    StartOver,
     Quiet,
 }
 
@@ -170,6 +173,11 @@ fn act(world: &mut World, step: Step, universe: &[Binding]) {
             let answer = Answer::Done { failed: Vec::new() };
             world.apply(Event::Answered { sink: SinkId(sink), ticket: Ticket(u64::MAX), answer });
         }
+        Step::Seen(sink, there) => {
+            let problem = if there { None } else { Some("no answer".to_owned()) };
+            world.apply(Event::SinkSeen { sink: SinkId(sink % sinks), problem });
+        }
+        Step::StartOver => world.apply(Event::StartOver),
         Step::Quiet => world.quiet(),
     }
 }
@@ -258,7 +266,9 @@ fn step(random: &mut Random) -> Step {
         53..73 => Step::CarryOut(sink, random.outcome()),
         73..87 => Step::Answer(sink),
         87..96 => Step::Deliver(sink, 1 + random.below(6) as u8),
-        96..98 => Step::UnknownTicket(random.below(9) as usize),
+        96 => Step::UnknownTicket(random.below(9) as usize),
+        97 => Step::Seen(sink, random.below(2) == 0),
+        98 => Step::StartOver,
         _ => Step::Quiet,
     }
 }

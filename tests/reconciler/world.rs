@@ -38,6 +38,7 @@ pub struct World {
     published: BTreeMap<Arc<str>, Bindings>,
     lost: Option<Instant>,
     stopping: bool,
+    starting_over: bool,
     /// At peers, at the relay, and at listeners.
     asked: [Asked; 3],
     last_ticket: u64,
@@ -67,6 +68,7 @@ impl World {
             published: BTreeMap::new(),
             lost: None,
             stopping: false,
+            starting_over: false,
             asked: Default::default(),
             last_ticket: 0,
         }
@@ -196,7 +198,7 @@ impl World {
                         self.reports.push(report);
                     }
                 }
-                Command::Restart => {}
+                Command::Restart => self.starting_over = false,
             }
         }
         if let Some(deadline) = self.reconciler.deadline() {
@@ -209,6 +211,11 @@ impl World {
     /// Follows what is published, and nothing else.
     fn note(&mut self, event: &Event) {
         match event {
+            Event::Claim { .. } | Event::Snapshot { .. } if self.starting_over => {}
+            Event::StartOver => {
+                self.starting_over = !self.stopping;
+                self.published.clear();
+            }
             Event::Claim { owner, bindings } => drop(self.published.insert(owner.key.clone(), bindings.clone())),
             Event::Snapshot { claims, .. } => {
                 self.published = claims.iter().map(|(key, bindings)| (key.clone(), bindings.clone())).collect();
@@ -220,11 +227,11 @@ impl World {
             Event::Found { .. }
             | Event::Named { .. }
             | Event::Show(_)
-            | Event::StartOver
             | Event::Reread
             | Event::Tick
             | Event::Answered { .. }
             | Event::SinkReset { .. }
+            | Event::SinkSeen { .. }
             | Event::Stale { .. }
             | Event::Skipped { .. } => {
                 if self.lost.is_none_or(|until| until > self.now) {

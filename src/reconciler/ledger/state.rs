@@ -3,7 +3,7 @@
 use std::num::NonZeroU16;
 use std::time::Instant;
 
-use crate::event::{ForwardState, Operation, Owner};
+use crate::event::{Command, ForwardState, Operation, Owner, Report, SinkId};
 use crate::ordered::Set;
 use crate::port::Binding;
 
@@ -38,6 +38,8 @@ pub(super) struct Forward {
     pub(super) wait: Option<(Operation, Instant)>,
     pub(super) failures: u32,
     pub(super) told: Option<ForwardState>,
+    /// When it came into the state that it is in.
+    pub(super) since: Instant,
 }
 
 impl Forward {
@@ -98,4 +100,34 @@ pub(super) enum Peer {
 pub(super) enum Timer {
     Forward(Binding),
     Lane(Owner),
+}
+
+/// Reports a forward's state where it differs from what was reported last, or is so `again`.
+pub(super) fn tell(
+    (sink, now): (SinkId, Instant),
+    forward: &mut Forward,
+    binding: Binding,
+    state: ForwardState,
+    again: bool,
+    out: &mut Vec<Command>,
+) {
+    let same = forward.told.as_ref() == Some(&state);
+    if same && !again {
+        return;
+    }
+    let kind = |state: &ForwardState| std::mem::discriminant(state);
+    if again || forward.told.as_ref().map(kind) != Some(kind(&state)) {
+        forward.since = now;
+    }
+    forward.told = Some(state.clone());
+    let first = forward.asks.first();
+    out.push(Command::Report(Report::Forward {
+        sink,
+        owner: forward.owner.clone(),
+        binding,
+        published: first.map(|ask| (ask.published.host_ip, ask.container_port)),
+        state,
+        failures: forward.failures,
+        again: same,
+    }));
 }
