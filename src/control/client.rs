@@ -24,12 +24,14 @@ use super::document;
 use super::request::{Filter, Op, Request, RequestError, parse};
 use super::ring::Next;
 use super::server::{Shared, Shown};
+use crate::event::Report;
+use crate::view::Change;
 
 /// The longest request, in bytes, without the end of its line.
 const LINE_BYTES_MAX: usize = 4096;
 
 /// What is written ahead for a client; a document more where that has just been reached.
-const OUT_BYTES_MAX: usize = 64 << 10;
+const OUT_BYTES_MAX: usize = 16 << 10;
 
 /// What one that watches may send on, for nothing.
 const IGNORED_BYTES_MAX: usize = 64 << 10;
@@ -38,7 +40,7 @@ const IGNORED_BYTES_MAX: usize = 64 << 10;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Fillings of a client's buffer, before it is others' turn.
-const TURNS_MAX: usize = 4;
+const TURNS_MAX: usize = 1;
 
 /// What a client is at.
 pub(super) enum Phase {
@@ -295,9 +297,13 @@ impl Client {
             (Next::Lost(count), Some(_)) => self.put(document::count("lost", count)),
             (Next::Change(change), None) => {
                 if let Some((document, is_done)) = document::reset(&change) {
+                    if is_done && self.count == 0 {
+                        // It had begun already when this client asked, and the agent does not begin again.
+                        let begun = Change { report: Report::StartingOver, ..(*change).clone() };
+                        document::reset(&begun).into_iter().for_each(|(document, _)| self.put(document));
+                    }
                     self.put(document);
-                    // Another one's, that was under way when this one was asked for.
-                    if is_done && self.count > 1 {
+                    if is_done {
                         self.end();
                     }
                 }

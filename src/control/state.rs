@@ -200,23 +200,40 @@ mod tests {
         for (sources, peers, health_expected, problems_expected) in [
             (vec![ready()], [Peer::Idle; 3], "ok", vec![]),
             (vec![], [Peer::Idle; 3], "ok", vec![]),
-            (vec![source_view(Seen::Starting, None)], [Peer::Idle; 3], "degraded", vec!["docker: has not given its view yet"]),
+            (
+                vec![source_view(Seen::Starting, None)],
+                [Peer::Idle; 3],
+                "degraded",
+                vec!["docker: has not given its view yet"],
+            ),
             (vec![unready(Seen::Starting, "no socket")], [Peer::Idle; 3], "down", vec!["docker: starting: no socket"]),
             (vec![unready(Seen::Troubled, "odd"), ready()], [Peer::Idle; 3], "degraded", vec!["docker: troubled: odd"]),
-            (vec![unready(Seen::Lost, "gone"), unready(Seen::Troubled, "odd")], [Peer::Idle; 3], "down", vec![
-                "docker: lost: gone",
-                "docker: troubled: odd",
-            ]),
+            (
+                vec![unready(Seen::Lost, "gone"), unready(Seen::Troubled, "odd")],
+                [Peer::Idle; 3],
+                "down",
+                vec!["docker: lost: gone", "docker: troubled: odd"],
+            ),
             (vec![ready()], [Peer::Unreachable, Peer::Reachable, Peer::Idle], "ok", vec![]),
-            (vec![ready()], [Peer::Idle, Peer::Unreachable, Peer::Idle], "degraded", vec!["host-switch: unreachable: refused"]),
-            (vec![ready()], [Peer::Idle, Peer::Unreachable, Peer::Unreachable], "down", vec![
-                "host-switch: unreachable: refused",
-                "stdout: unreachable: refused",
-            ]),
+            (
+                vec![ready()],
+                [Peer::Idle, Peer::Unreachable, Peer::Idle],
+                "degraded",
+                vec!["host-switch: unreachable: refused"],
+            ),
+            (
+                vec![ready()],
+                [Peer::Idle, Peer::Unreachable, Peer::Unreachable],
+                "down",
+                vec!["host-switch: unreachable: refused", "stdout: unreachable: refused"],
+            ),
         ] {
             let view = view(sources, peers.map(sink_view).into());
             let (health, problems) = health(&view, &names);
-            assert_eq!((health, problems), (health_expected, problems_expected.iter().map(ToString::to_string).collect()));
+            assert_eq!(
+                (health, problems),
+                (health_expected, problems_expected.iter().map(ToString::to_string).collect())
+            );
         }
         let mut view = view(vec![ready()], vec![]);
         [State::Conflict, State::Failed, State::Failed, State::Denied].map(|state| view.forwards.add(state));
