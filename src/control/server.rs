@@ -178,7 +178,7 @@ impl Server {
         let (updates, is_over) = self.link.take();
         for update in updates {
             match update {
-                Update::View(view) => self.show(view),
+                Update::View(view) => self.show(*view),
                 Update::Changes(changes) => changes.into_iter().for_each(|change| self.shared.ring.push(change)),
                 Update::Lost(count) => self.shared.ring.skip(count),
             }

@@ -80,7 +80,9 @@ fn silent_clients_keep_nobody_out() {
         assert_eq!(watcher.expect("forward")["port"], n);
     }
     println!("status with 100 silent clients: at most {longest:?}");
-    assert!(longest < Duration::from_millis(200), "{longest:?}");
+    // Formatting what fifty clients are sent takes a multiple of the time where nothing is optimised.
+    let limit = if cfg!(debug_assertions) { 1000 } else { 200 };
+    assert!(longest < Duration::from_millis(limit), "{longest:?}");
     // Ours, and at most as many of the socket's.
     let most = before + silent.len() + 64 + 10;
     assert!(descriptors(std::process::id()) <= most + 100, "other tests have some, too");
