@@ -320,7 +320,8 @@ fn interface(name: &str) -> Option<String> {
     valid.then(|| name.to_owned())
 }
 
-fn duration(text: &str) -> Option<Duration> {
+/// A duration such as `500ms`, `10s` or `2m`, of a day at most.
+pub(crate) fn duration(text: &str) -> Option<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at_checked(digits)?;
     let number: u32 = number.parse().ok()?;

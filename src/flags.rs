@@ -15,6 +15,8 @@ use std::fmt::{self, Write as _};
 const HELP_COLUMNS: usize = 96;
 /// A flag and the name of its value that are wider than this get a line of their own in the help text.
 const HELP_FLAG_COLUMNS: usize = 26;
+/// The name of a subcommand, and the gap behind it, in the help text.
+const HELP_COMMAND_COLUMNS: usize = 13;
 /// Characters of a bad word that are shown.
 const SHOWN_CHARS_MAX: usize = 80;
 
@@ -51,6 +53,17 @@ pub struct Section {
     pub flags: &'static [Flag],
 }
 
+/// A subcommand.
+#[derive(Debug, Clone, Copy)]
+pub struct Command {
+    /// The word that it is called by.
+    pub name: &'static str,
+    /// What it is for, in a few words.
+    pub about: &'static str,
+    /// Its command line.
+    pub usage: &'static Usage,
+}
+
 /// The command line of one program or subcommand.
 #[derive(Debug, Clone, Copy)]
 pub struct Usage {
@@ -58,6 +71,8 @@ pub struct Usage {
     pub synopsis: &'static str,
     /// What it does, in a sentence or two.
     pub about: &'static str,
+    /// Its subcommands.
+    pub commands: &'static [Command],
     /// Its flags.
     pub sections: &'static [Section],
     /// How many words that are no flags it takes.
@@ -122,7 +137,8 @@ impl fmt::Display for FlagError {
 
 impl std::error::Error for FlagError {}
 
-fn shown(text: &str) -> String {
+/// A word of the command line as it may be shown: escaped and cut.
+pub fn shown(text: &str) -> String {
     let cut: String = text.chars().take(SHOWN_CHARS_MAX).collect();
     let dots = if cut.len() < text.len() { "..." } else { "" };
     format!("{}{dots}", cut.escape_debug())
@@ -198,8 +214,9 @@ impl Usage {
                 continue;
             }
             let (name, value) = body.split_once('=').map_or((body, None), |(n, v)| (n, Some(v.to_owned())));
+            let names = self.flags().map(|flag| flag.name);
             let Some(flag) = self.flag(if name == "h" { "help" } else { name }) else {
-                return Err(FlagError::Unknown { name: name.to_owned(), nearest: self.nearest(name) });
+                return Err(FlagError::Unknown { name: name.to_owned(), nearest: nearest(name, names) });
             };
             let value = match (flag.takes, value) {
                 (_, Some(value)) => value,
@@ -223,6 +240,12 @@ impl Usage {
     pub fn help(&self) -> String {
         let mut text = format!("Usage: {}\n\n", self.synopsis);
         wrap(&mut text, self.about, 0);
+        if !self.commands.is_empty() {
+            text.push_str("\nCommands:\n");
+        }
+        for command in self.commands {
+            let _ = writeln!(text, "  {:HELP_COMMAND_COLUMNS$}{}", command.name, command.about);
+        }
         for section in self.sections {
             let _ = writeln!(text, "\n{}:", section.title);
             for flag in section.flags {
@@ -235,28 +258,28 @@ impl Usage {
         text
     }
 
-    fn flags(&self) -> impl Iterator<Item = &'static Flag> {
+    fn flags(&self) -> impl Iterator<Item = &'static Flag> + Clone + use<> {
         self.sections.iter().flat_map(|section| section.flags)
     }
 
     fn flag(&self, name: &str) -> Option<&'static Flag> {
         self.flags().find(|flag| flag.name == name)
     }
+}
 
-    /// The flag that a mistyped name was probably meant to be: few typing mistakes away, or the only one that it begins.
-    fn nearest(&self, name: &str) -> Option<&'static str> {
-        let name = name.to_ascii_lowercase();
-        let mistakes_max = name.chars().count() / 3 + 1;
-        let near = |flag: &&'static Flag| {
-            let mistakes = typing_mistakes(&name, &flag.name.to_ascii_lowercase());
-            (mistakes <= mistakes_max && mistakes < flag.name.len()).then_some((mistakes, flag.name))
-        };
-        if let Some((_, flag)) = self.flags().filter_map(|flag| near(&flag)).min() {
-            return Some(flag);
-        }
-        let mut begun = self.flags().filter(|flag| name.len() > 1 && flag.name.starts_with(&name));
-        begun.next().filter(|_| begun.next().is_none()).map(|flag| flag.name)
+/// The name that a mistyped one was probably meant to be: few typing mistakes away, or the only one that it begins.
+pub fn nearest(name: &str, names: impl Iterator<Item = &'static str> + Clone) -> Option<&'static str> {
+    let name = name.to_ascii_lowercase();
+    let mistakes_max = name.chars().count() / 3 + 1;
+    let near = |known: &'static str| {
+        let mistakes = typing_mistakes(&name, &known.to_ascii_lowercase());
+        (mistakes <= mistakes_max && mistakes < known.len()).then_some((mistakes, known))
+    };
+    if let Some((_, known)) = names.clone().filter_map(near).min() {
+        return Some(known);
     }
+    let mut begun = names.filter(|known| name.len() > 1 && known.starts_with(&name));
+    begun.next().filter(|_| begun.next().is_none())
 }
 
 /// The spellings of Go's `strconv.ParseBool`.

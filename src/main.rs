@@ -1,4 +1,4 @@
-//! `rancher-desktop-guestagent`: arguments, log, privileges, signals, exit code. Everything else is in the library.
+//! `rancher-desktop-guestagent`: commands, arguments, log, privileges, signals, exit code. Everything else is in the library.
 
 use std::io;
 use std::process::ExitCode;
@@ -13,7 +13,7 @@ use rancher_desktop_agent::event::{Event, Source};
 use rancher_desktop_agent::queue::Sender;
 use rancher_desktop_agent::source::child::{self, Privileges};
 use rancher_desktop_agent::supervisor::spawn;
-use rancher_desktop_agent::{holder, logging, privileges};
+use rancher_desktop_agent::{cli, holder, logging, privileges, rules_file};
 
 const EXIT_FAILED: u8 = 1;
 const EXIT_USAGE: u8 = 2;
@@ -27,10 +27,21 @@ fn main() -> ExitCode {
         complain(&error);
         return ExitCode::from(EXIT_NOT_RUN);
     }
-    let wish = match config::read(std::env::args_os().skip(1), |name| std::env::var_os(name)) {
+    let words: Vec<_> = std::env::args_os().skip(1).collect();
+    if let Some(exit) = cli::run(&words) {
+        return ExitCode::from(exit);
+    }
+    let wish = match config::read(words, |name| std::env::var_os(name)) {
         Ok(wish) => wish,
         Err(error) => {
             complain(&format!("{error}\nTry 'rancher-desktop-guestagent --help'."));
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    let wish = match read_rules(wish) {
+        Ok(wish) => wish,
+        Err(error) => {
+            complain(&error);
             return ExitCode::from(EXIT_USAGE);
         }
     };
@@ -52,6 +63,16 @@ fn main() -> ExitCode {
             }
         }
     }
+}
+
+/// Adds the rules of the rules file: the agent does not start with fewer than it was given.
+fn read_rules(mut wish: Wish) -> Result<Wish, String> {
+    if let Wish::Run(config) | Wish::Check(config) = &mut wish {
+        if let Some(path) = &config.rules_file {
+            config.policy = config.policy.with_file_rules(rules_file::read(path)?);
+        }
+    }
+    Ok(wish)
 }
 
 /// Unlike `eprintln!`, does not panic, and so change the exit code, when it cannot be written.
@@ -91,7 +112,7 @@ fn summary(config: &Config) -> String {
         .chain(sinks)
         .chain(relay)
         .chain([exposure.to_owned()])
-        .chain(config.policy.rules.iter().filter(|rule| !rule.built_in).map(ToString::to_string))
+        .chain(config.policy.rules.iter().filter(|rule| !rule.built_in).map(|rule| format!("{rule:#}")))
         .collect::<Vec<_>>()
         .join(" ")
 }
@@ -104,7 +125,7 @@ fn run(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
     let aside: &[Capability] = if needs_relay(config) { &holder::CAPABILITIES } else { &[] };
     privileges::drop_to(&needed_capabilities(config), aside)?;
     let agent = Agent::start(config, privileges::raise_file_limit()?)?;
-    watch_signals(signals, agent.sender())?;
+    watch_signals(signals, agent.sender(), config.rules_file.is_some())?;
     log::info!("started version={} {}", env!("CARGO_PKG_VERSION"), summary(config));
     agent.run();
     Ok(())
@@ -121,11 +142,17 @@ fn needed_capabilities(config: &Config) -> Vec<Capability> {
     needed
 }
 
-/// The first signal asks for a shutdown, another one ends the process at once. The thread lives as long as the process.
-fn watch_signals(signals: SigSet, events: Sender<Event>) -> io::Result<()> {
+/// The first signal asks for a shutdown, another one ends the process at once; but where there is a rules file, SIGHUP asks
+/// for it to be read again. The thread lives as long as the process.
+fn watch_signals(signals: SigSet, events: Sender<Event>, has_rules_file: bool) -> io::Result<()> {
     let run = move || {
         let mut first: Option<Instant> = None;
         while let Ok(signal) = signals.wait() {
+            if signal == Signal::SIGHUP && has_rules_file {
+                // Fails when the agent has ended, and the rules do not matter any more.
+                let _ = events.send(Event::Reread);
+                continue;
+            }
             match first {
                 // timeout(1) signals the program, and then its whole group.
                 Some(first) if first.elapsed() < SAME_SIGNAL => {}

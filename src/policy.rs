@@ -26,7 +26,8 @@ const GUEST_ONLY: [u16; 6] = [67, 68, 546, 547, 323, 5353];
 /// How a rule is written, for those who got it wrong.
 pub const RULE_FORM: &str = "PROTO/PORT[-PORT][@SOURCE] or *[@SOURCE]: tcp/8000-8999, udp/*, */22@sockets";
 
-/// Allows or denies bindings. Its text is that of the command line: `tcp/8000-8999`, `udp/*`, `*/22@sockets`, `*`.
+/// Allows or denies bindings. Its text is that of the command line: `tcp/8000-8999`, `udp/*`, `*/22@sockets`, `*`. One of
+/// the rules file is shown with its line, but in the alternate form (`{:#}`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule {
     /// Allowed, or else denied.
@@ -89,7 +90,8 @@ impl fmt::Display for Rule {
             (first, last) => write!(f, "{protocol}/{first}-{last}"),
         }?;
         self.source.map_or(Ok(()), |source| write!(f, "@{source}"))?;
-        self.line.map_or(Ok(()), |line| write!(f, " (rules file, line {line})"))
+        let line = self.line.filter(|_| !f.alternate());
+        line.map_or(Ok(()), |line| write!(f, " (rules file, line {line})"))
     }
 }
 

@@ -116,6 +116,40 @@ fn help_shows_every_flag_of_the_agent_it_replaces() {
     );
 }
 
+const COMMANDS: [&str; 9] = ["status", "ports", "watch", "wait", "explain", "reset", "doctor", "completions", "help"];
+
+#[test]
+fn the_help_names_every_command_and_each_has_its_own() {
+    let help = agent(&["--help"]);
+    let help = String::from_utf8_lossy(&help.stdout);
+    for command in COMMANDS {
+        assert!(help.lines().any(|line| line.starts_with(&format!("  {command} "))), "{command}: {help}");
+        let own = agent(&[command, "--help"]);
+        let text = String::from_utf8_lossy(&own.stdout);
+        assert_eq!(own.status.code(), Some(0), "{command}");
+        assert!(text.lines().count() <= 25, "{command}: {text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 100), "{command}: {text}");
+        assert!(text.contains("Example") && text.contains("Exit codes: 0"), "{command}: {text}");
+        assert_eq!(agent(&["help", command]).stdout, own.stdout, "{command}");
+    }
+    assert_eq!(String::from_utf8_lossy(&agent(&["help"]).stdout), help);
+}
+
+#[test]
+fn wrong_commands_and_their_flags_are_exit_code_2() {
+    refused(&["stauts"], "unknown command \"stauts\"; did you mean status?");
+    refused(&["help", "prots"], "did you mean ports?");
+    refused(&["zzzzzz"], "unknown command \"zzzzzz\"\n");
+    refused(&[""], "unknown command");
+    refused(&["\u{1b}[31mx\u{202e}"], "unknown command \"\\u{1b}[31mx\\u{202e}\"");
+    refused(
+        &["status", "--jsno"],
+        "unknown flag --jsno; did you mean --json?\nTry 'rancher-desktop-guestagent status --help'",
+    );
+    refused(&["status", "now"], "unexpected argument");
+    refused(&["ports", "--socket"], "--socket needs a value");
+}
+
 #[test]
 #[ignore = "needs make"]
 fn make_install_names_its_directory_and_keeps_settings() {

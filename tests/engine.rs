@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{TcpListener, TcpStream};
@@ -15,8 +16,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use rancher_desktop_agent::event::{EVENTS_MAX, Event};
+use rancher_desktop_agent::queue;
+use rancher_desktop_agent::source::docker;
+use rancher_desktop_agent::stop::Stop;
+use rancher_desktop_agent::supervisor::Context;
 use support::agent::Agent;
-use support::engine_stub::{EngineStub, id, ports};
+use support::engine_stub::{EngineStub, id, name, ports};
 use support::receiver::Receiver;
 use support::{DEADLINE, Process, TempDir, descriptors, eventually, status_kb, within};
 
@@ -314,6 +320,58 @@ fn network_changes_are_looked_up_only_for_running_containers() {
     engine.start(&id(3), ports(&[("80/tcp", "0.0.0.0", "8003")]));
     receiver.wait_held(&["0.0.0.0:8003/tcp"]);
     assert_eq!((asked(1), asked(2)), (3, 0));
+}
+
+#[test]
+fn names_come_before_the_claims_they_belong_to() {
+    let engine = EngineStub::new();
+    engine.add(&id(1), ports(&[("80/tcp", "0.0.0.0", "8001")]));
+    engine.add(&id(2), ports(&[]));
+    let (sender, events) = queue::bounded(EVENTS_MAX);
+    let context = Context { events: sender, stop: Stop::new().unwrap() };
+    let (socket, stop) = (engine.socket(), context.stop.clone());
+    let session = std::thread::spawn(move || docker::session(&socket, &context).0);
+    let (mut names, mut snapshots) = (BTreeMap::new(), 0);
+    // Takes events until one makes that true. What publishes something has a name by then.
+    type Done<'a> = &'a dyn Fn(&BTreeMap<String, String>, usize, &Event) -> bool;
+    let mut until = |done: Done<'_>| {
+        loop {
+            let event = events.recv(Some(DEADLINE)).unwrap();
+            let claims: Vec<&Arc<str>> = match &event {
+                Event::Named { names: more, .. } => {
+                    names.extend(more.iter().map(|(key, name)| (key.to_string(), name.to_string())));
+                    Vec::new()
+                }
+                Event::Snapshot { claims, .. } => {
+                    snapshots += 1;
+                    claims.iter().filter(|(_, bindings)| !bindings.is_empty()).map(|(key, _)| key).collect()
+                }
+                Event::Claim { owner, bindings } if !bindings.is_empty() => vec![&owner.key],
+                _ => Vec::new(),
+            };
+            assert!(claims.iter().all(|key| names.contains_key(&***key)), "{event:?} after {names:?}");
+            if done(&names, snapshots, &event) {
+                return;
+            }
+        }
+    };
+    let claims = |event: &Event, n| matches!(event, Event::Claim { owner, .. } if *owner.key == id(n));
+    until(&|_, snapshots, _| snapshots == 1);
+    engine.start(&id(3), ports(&[("80/tcp", "0.0.0.0", "8003")]));
+    until(&|names, _, event| claims(event, 3) && names[&id(3)] == name(&id(3)));
+    engine.rename(&id(9), "stopped");
+    engine.rename(&id(3), "shop");
+    until(&|names, _, _| names[&id(3)] == "shop");
+    engine.start(&id(4), ports(&[]));
+    until(&|_, _, event| claims(event, 4));
+    // The list is read once more at the first line a second later, or in the next silence.
+    std::thread::sleep(Duration::from_millis(1100));
+    engine.raw(b"\n");
+    until(&|_, snapshots, _| snapshots == 2);
+    let expect = [(id(1), "web-1"), (id(3), "shop")].map(|(id, name)| (id, name.to_owned()));
+    assert_eq!(names, BTreeMap::from(expect), "what publishes nothing needs no name");
+    stop.raise();
+    assert!(session.join().unwrap());
 }
 
 #[test]

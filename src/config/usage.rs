@@ -2,12 +2,15 @@
 //!
 //! Flags of Rancher Desktop's own agent keep its names and defaults.
 
+use crate::cli::usage::COMMANDS;
 use crate::flags::{Flag, Section, Takes, Usage};
 
 /// The command line of the agent.
 pub static USAGE: Usage = Usage {
-    synopsis: "rancher-desktop-guestagent [flags]",
-    about: "Watches which ports of this VM containers publish, and tells the host to forward them.",
+    synopsis: "rancher-desktop-guestagent [flags] | COMMAND [flags]",
+    about: "Watches which ports of this VM containers publish, and tells the host to forward them. With a command, asks \
+            the agent that runs; COMMAND --help says more.",
+    commands: &COMMANDS,
     sections: &[
         Section {
             title: "Sources: what is watched",
@@ -220,6 +223,6 @@ Examples:
   rancher-desktop-guestagent -docker --sink vsock://2      in a QEMU or Firecracker guest whose host
                                                            runs rancher-desktop-hostagent
 
-Exit codes: 0 stopped by a signal, 1 could not start, 2 wrong flags or environment.
+Exit codes: 0 stopped by a signal, 1 could not start, 2 wrong flags, environment or rules file.
 ",
 };

@@ -236,8 +236,9 @@ mod tests {
             );
         }
         let mut view = view(vec![ready()], vec![]);
-        let states = [State::Conflict, State::Failed, State::Failed, State::Denied];
-        states.into_iter().for_each(|state| view.forwards.add(state));
+        [State::Conflict, State::Failed, State::Failed, State::Denied]
+            .iter()
+            .for_each(|state| view.forwards.add(*state));
         view.policy.problem = Some("line 3: x".into());
         let expect = ["1 forward in conflict", "2 forwards failed", "rules file: line 3: x"].map(str::to_owned).into();
         assert_eq!(health(&view, &names), ("degraded", expect));

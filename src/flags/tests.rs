@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStringExt as _;
 static USAGE: Usage = Usage {
     synopsis: "prog [flag...]",
     about: "Does things.",
+    commands: &[],
     sections: &[
         Section {
             title: "Sources",

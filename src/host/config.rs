@@ -21,6 +21,7 @@ pub static USAGE: Usage = Usage {
     about: "Opens on this host the ports that containers of a virtual machine publish. The agent in the machine \
             (rancher-desktop-guestagent) sends what is published; TCP connections and UDP datagrams that arrive here are \
             passed on to the machine. What was opened and closed is written to stdout, one JSON object a line.",
+    commands: &[],
     sections: &[
         Section {
             title: "Where documents come in (at least one of --listen and --uds)",

@@ -12,13 +12,16 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::ParseError;
-use super::published::Published;
+use super::published::{Published, name};
 
 /// Ports as JSON.
 const PORTS_LABEL: &str = "nerdctl/ports";
 
 /// The directory with [`NETWORK_CONFIG`].
 const STATE_DIR_LABEL: &str = "nerdctl/state-dir";
+
+/// What people call the container.
+const NAME_LABEL: &str = "nerdctl/name";
 
 /// The file in a state directory that holds the ports.
 pub const NETWORK_CONFIG: &str = "network-config.json";
@@ -217,7 +220,8 @@ pub enum Record {
     /// In its labels.
     Ports(Published),
     /// In [`NETWORK_CONFIG`] in this directory: an absolute path without `.` and `..`, not to be trusted otherwise.
-    StateDir(PathBuf),
+    /// With the container's name.
+    StateDir(PathBuf, Option<Arc<str>>),
 }
 
 /// The output of `ctr -n NAMESPACE containers info ID`.
@@ -228,16 +232,18 @@ pub fn info(output: &[u8]) -> Result<Record, ParseError> {
         None | Some(Value::Null) if value.is_object() => return Ok(Record::None),
         _ => return Err(ParseError::Field { path: "Labels", expected: "an object" }),
     };
+    let name = labels.get(NAME_LABEL).and_then(name);
     if let Some(ports) = labels.get(PORTS_LABEL) {
         let text = ports.as_str().ok_or(ParseError::Field { path: PORTS_LABEL, expected: "a string" })?;
-        return Ok(Record::Ports(published(PORTS_LABEL, &serde_json::from_slice(text.as_bytes())?)?));
+        let published = published(PORTS_LABEL, &serde_json::from_slice(text.as_bytes())?)?;
+        return Ok(Record::Ports(Published { name, ..published }));
     }
     let Some(dir) = labels.get(STATE_DIR_LABEL) else { return Ok(Record::None) };
     let dir = dir
         .as_str()
         .filter(|dir| is_plain(dir))
         .ok_or(ParseError::Field { path: STATE_DIR_LABEL, expected: "an absolute path without . and .." })?;
-    Ok(Record::StateDir(dir.into()))
+    Ok(Record::StateDir(dir.into(), name))
 }
 
 /// By its text: the standard library's components leave out what is to be refused.

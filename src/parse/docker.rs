@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::ParseError;
-use super::published::{COMPLAINTS_MAX, Published};
+use super::published::{COMPLAINTS_MAX, Published, name};
 use crate::ordered::Map;
 use crate::port::Bindings;
 
@@ -60,6 +60,8 @@ pub enum DockerEvent {
     Ended(Arc<str>),
     /// The container joined or left a network, which can change its ports.
     NetworkChanged(Arc<str>),
+    /// People call the container by this name now.
+    Renamed(Arc<str>, Arc<str>),
 }
 
 /// One line of `GET /events`. `None`: an event that means nothing here.
@@ -79,6 +81,10 @@ pub fn event(line: &[u8]) -> Result<Option<DockerEvent>, ParseError> {
                 "start" => Ok(Some(DockerEvent::Started(actor_id()?))),
                 // Podman says `remove` where Docker says `destroy`.
                 "die" | "stop" | "destroy" | "remove" => Ok(Some(DockerEvent::Ended(actor_id()?))),
+                "rename" => {
+                    let new = actor.and_then(|a| a.get("Attributes")?.get("name")).and_then(name);
+                    Ok(Some(actor_id()?).zip(new).map(|(id, new)| DockerEvent::Renamed(id, new)))
+                }
                 _ => Ok(None),
             }
         }
@@ -102,15 +108,22 @@ fn container_id(path: &'static str, value: Option<&Value>) -> Result<Arc<str>, P
     id.map(Arc::from).ok_or(ParseError::Field { path, expected: "a container id" })
 }
 
-/// The running containers, and complaints about single ports of theirs.
-pub type Running = (Map<Arc<str>, Bindings>, Vec<String>);
+/// The running containers.
+#[derive(Debug, Default)]
+pub struct Running {
+    /// The published ports of each, empty ones included.
+    pub claims: Map<Arc<str>, Bindings>,
+    /// The names of those that publish something.
+    pub names: Map<Arc<str>, Arc<str>>,
+    /// Complaints about single ports of theirs.
+    pub skipped: Vec<String>,
+}
 
-/// The body of `GET /containers/json`: the published ports of each running container, empty ones included.
+/// The body of `GET /containers/json`.
 pub fn containers(body: &[u8]) -> Result<Running, ParseError> {
     let value: Value = serde_json::from_slice(body)?;
     let list = value.as_array().ok_or(ParseError::Field { path: "(the list)", expected: "an array" })?;
-    let mut claims = Map::new();
-    let mut skipped = Vec::new();
+    let mut running = Running::default();
     for container in list {
         let id = container_id("[].Id", container.get("Id"))?;
         let ipv6_too = has_ipv6(container);
@@ -123,11 +136,16 @@ pub fn containers(body: &[u8]) -> Result<Running, ParseError> {
             let inside = (number(entry.get("PrivatePort")), text("Type"));
             published.add(inside, text("IP"), number(Some(host_port)), ipv6_too);
         }
-        skipped.append(&mut published.skipped);
-        claims.insert(id, published.bindings);
+        running.skipped.append(&mut published.skipped);
+        if !published.bindings.is_empty() {
+            // With links, names by which others know it are among them: `/other/alias`.
+            let mut names = container.get("Names").and_then(Value::as_array).into_iter().flatten().filter_map(name);
+            running.names.extend(names.find(|name| !name.contains('/')).map(|name| (id.clone(), name)));
+        }
+        running.claims.insert(id, published.bindings);
     }
-    skipped.truncate(COMPLAINTS_MAX);
-    Ok((claims, skipped))
+    running.skipped.truncate(COMPLAINTS_MAX);
+    Ok(running)
 }
 
 /// The body of `GET /containers/{id}/json`: what the container publishes now; nothing unless it runs.
@@ -150,6 +168,7 @@ pub fn inspect(body: &[u8]) -> Result<Published, ParseError> {
             published.add(inside, text("HostIp"), text("HostPort").parse().unwrap_or_default(), ipv6_too);
         }
     }
+    published.name = value.get("Name").and_then(name);
     Ok(published)
 }
 
@@ -199,6 +218,18 @@ mod tests {
         ] {
             assert_eq!(event(container(action).as_bytes()).unwrap(), expect, "{action}");
         }
+        let renamed = |name: &str| {
+            format!(
+                r#"{{"Type":"container","Action":"rename","Actor":{{"ID":"4f1d","Attributes":{{"name":{name}}}}}}}"#
+            )
+        };
+        let called = |name: &str| Some(DockerEvent::Renamed(id.clone(), name.into()));
+        assert_eq!(event(renamed("\"web\"").as_bytes()).unwrap(), called("web"));
+        let long = "ü".repeat(200);
+        assert_eq!(event(renamed(&format!("\"/{long}\"")).as_bytes()).unwrap(), called(&"ü".repeat(128)));
+        for none in ["7", "\"\"", "\"/\"", "null"] {
+            assert_eq!(event(renamed(none).as_bytes()).unwrap(), None, "{none}");
+        }
         let network = r#"{"Type":"network","Action":"connect","Actor":{"ID":"n","Attributes":{"container":"4f1d"}}}"#;
         let podmans = r#"{"Type":"network","Action":"connect","Actor":{"ID":"4f1d","Attributes":{"name":"web"}}}"#;
         for network in [network, podmans] {
@@ -230,19 +261,21 @@ mod tests {
     #[test]
     fn lists_published_ports_only() {
         let body = br#"[
-            {"Id":"a","Ports":[{"IP":"0.0.0.0","PrivatePort":80,"PublicPort":8080,"Type":"tcp"},
+            {"Id":"a","Names":["/db/alias","/web"],"Ports":[{"IP":"0.0.0.0","PrivatePort":80,"PublicPort":8080,"Type":"tcp"},
                                {"IP":"::","PrivatePort":80,"PublicPort":8081,"Type":"tcp"},
                                {"PrivatePort":443,"Type":"tcp"},
                                {"PrivatePort":53,"PublicPort":5353,"Type":"udp"},
                                {"IP":"0.0.0.0","PrivatePort":9,"PublicPort":9,"Type":"sctp"}]},
-            {"Id":"b","Ports":null},{"Id":"c"}]"#;
-        let (claims, skipped) = containers(body).unwrap();
+            {"Id":"b","Names":["/nothing-published"],"Ports":null},{"Id":"c"},
+            {"Id":"d","Names":[7,null],"Ports":[{"PrivatePort":1,"PublicPort":1,"Type":"tcp"}]}]"#;
+        let Running { claims, names: called, skipped } = containers(body).unwrap();
         assert_eq!(
             names(claims.get("a").unwrap()),
             ["0.0.0.0:8080/tcp->80", "[::]:8081/tcp->80", "0.0.0.0:5353/udp->53"],
             "IPv4 and IPv6 apart, no host address is every IPv4 address"
         );
         assert!(claims.get("b").unwrap().is_empty() && claims.get("c").unwrap().is_empty());
+        assert_eq!(called.iter().map(|(id, name)| format!("{id}={name}")).collect::<Vec<_>>(), ["a=web"]);
         assert_eq!(skipped, ["published port 0.0.0.0:9 -> 9/sctp"]);
         for bad in ["{}", "[{}]", r#"[{"Id":"a b"}]"#, "[", "null"] {
             assert!(containers(bad.as_bytes()).is_err(), "{bad}");
@@ -251,13 +284,13 @@ mod tests {
 
     #[test]
     fn inspects_what_a_running_container_publishes() {
-        let body = br#"{"State":{"Running":true},"NetworkSettings":{
+        let body = br#"{"Name":"/web","State":{"Running":true},"NetworkSettings":{
             "Ports":{"80/tcp":[{"HostIp":"0.0.0.0","HostPort":"8080"},{"HostIp":"::","HostPort":"8080"}],
                      "81/tcp":null,"82/tcp":[],
                      "53/udp":[{"HostIp":"::ffff:127.0.0.1","HostPort":"5353"}]}}}"#;
         let published = inspect(body).unwrap();
         assert_eq!(names(&published.bindings), ["0.0.0.0:8080/tcp->80", "[::]:8080/tcp->80", "127.0.0.1:5353/udp->53"]);
-        assert!(published.skipped.is_empty());
+        assert_eq!((published.name.as_deref(), published.skipped.len()), (Some("web"), 0));
         let stopped = br#"{"State":{"Running":false},"NetworkSettings":{"Ports":{"80/tcp":[{"HostPort":"80"}]}}}"#;
         assert_eq!(inspect(stopped).unwrap(), Published::default());
         assert!(inspect(b"{}").is_err() && inspect(br#"{"State":{"Running":"yes"}}"#).is_err());

@@ -4,11 +4,17 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
+use std::sync::Arc;
+
+use serde_json::Value;
 
 use crate::port::{Binding, Bindings, Protocol};
 
 /// Complaints about single ports that are kept of one record; more are only counted by their absence.
 pub(super) const COMPLAINTS_MAX: usize = 8;
+
+/// Characters of a name that are kept. Names are for display.
+const NAME_CHARS_MAX: usize = 128;
 
 /// Ports read from a record, with what could not be used.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -17,6 +23,8 @@ pub struct Published {
     pub bindings: Bindings,
     /// Complaints about the others.
     pub skipped: Vec<String>,
+    /// What people call the container.
+    pub name: Option<Arc<str>>,
 }
 
 impl Published {
@@ -47,6 +55,14 @@ impl Published {
             self.skipped.push(what.chars().take(200).collect::<String>().escape_debug().to_string());
         }
     }
+}
+
+/// A container's name, cut: engines write some with a slash before it. What is no text is no name.
+pub(super) fn name(value: &Value) -> Option<Arc<str>> {
+    let name = value.as_str()?;
+    let name = name.strip_prefix('/').unwrap_or(name);
+    let end = name.char_indices().nth(NAME_CHARS_MAX).map_or(name.len(), |(end, _)| end);
+    name.get(..end).filter(|name| !name.is_empty()).map(Arc::from)
 }
 
 /// A port, where the number is one.

@@ -78,6 +78,7 @@ mod tests {
         let rules = parse_rules(text).unwrap();
         let shown: Vec<String> = rules.iter().map(ToString::to_string).collect();
         assert_eq!(shown, ["allow tcp/8080 (rules file, line 3)", "deny tcp/8000-8999 (rules file, line 4)"]);
+        assert_eq!(format!("{:#}", rules[0]), "allow tcp/8080");
         assert_eq!((rules[0].allow, rules[1].allow), (true, false));
         assert!(rules.iter().all(|rule| !rule.built_in));
         for nothing in ["", "\n", "#", "  # deny *\n\n"] {

@@ -29,6 +29,7 @@ use super::child::{Child, Limits, Privileges, Run, Tool, ToolError};
 use super::lines::{LINE_BYTES_MAX, Lines, Next};
 use crate::event::{Event, Owner, Source};
 use crate::net;
+use crate::ordered::Map;
 use crate::parse::containerd::{self, List, NETWORK_CONFIG, Record};
 use crate::parse::published::Published;
 use crate::supervisor::Context;
@@ -367,8 +368,12 @@ impl Session<'_> {
         self.tasks.next_look_up(urgency).map(|(ticket, container)| Ask::Info(ticket, container))
     }
 
-    fn tell(&self, News { claim, skipped }: News) {
+    fn tell(&self, News { claim, name, skipped }: News) {
         if let Some((key, bindings)) = claim {
+            if let Some(name) = name {
+                let names = Map::from_iter([(key.clone(), name)]);
+                self.context.send(Event::Named { source: Source::Containerd, names });
+            }
             let owner = Owner { source: Source::Containerd, key };
             self.context.send(Event::Claim { owner, bindings });
         }
@@ -382,15 +387,15 @@ impl Session<'_> {
 
 /// What a container publishes, by the output of `ctr containers info`.
 fn ports(output: &[u8]) -> Answer {
-    let dir = match containerd::info(output) {
+    let (dir, name) = match containerd::info(output) {
         Ok(Record::None) => return Answer::Ports(Published::default()),
         Ok(Record::Ports(published)) => return Answer::Ports(published),
-        Ok(Record::StateDir(dir)) => dir,
+        Ok(Record::StateDir(dir, name)) => (dir, name),
         Err(error) => return Answer::Unusable(error.to_string()),
     };
     let about = |error: StateDirError| format!("{:?} {error}", dir.join(NETWORK_CONFIG));
     match state_dir::read(&dir) {
-        Ok(published) => Answer::Ports(published),
+        Ok(published) => Answer::Ports(Published { name, ..published }),
         Err(error @ StateDirError::Read(_)) => Answer::Failed(about(error)),
         Err(error) => Answer::Unusable(about(error)),
     }

@@ -16,9 +16,10 @@ use ureq::{Agent, Body};
 use super::lines::{LINE_BYTES_MAX, Lines, Next};
 use crate::event::{Event, Owner, Source};
 use crate::http::{self, ANSWER_TIMEOUT, Resumable};
-use crate::ordered::Set;
+use crate::ordered::{Map, Set};
 use crate::parse::ParseError;
-use crate::parse::docker::{self, ApiVersion, DockerEvent};
+use crate::parse::docker::{self, ApiVersion, DockerEvent, Running};
+use crate::parse::published::Published;
 use crate::port::Bindings;
 use crate::supervisor::Context;
 
@@ -38,11 +39,11 @@ const MESSAGE_BYTES_MAX: usize = 512;
 const RELIST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// `{"type":["container","network"],
-/// "event":["start","die","died","stop","destroy","remove","connect","disconnect"]}`. Podman 4.3 matches its own word
+/// "event":["start","die","died","stop","destroy","remove","rename","connect","disconnect"]}`. Podman 4.3 matches its own word
 /// `died`, which it then writes as `die`.
 const EVENTS: &str = "/events?filters=%7B%22type%22%3A%5B%22container%22%2C%22network%22%5D%2C%22event%22%3A%5B\
-    %22start%22%2C%22die%22%2C%22died%22%2C%22stop%22%2C%22destroy%22%2C%22remove%22%2C%22connect%22%2C\
-    %22disconnect%22%5D%7D";
+    %22start%22%2C%22die%22%2C%22died%22%2C%22stop%22%2C%22destroy%22%2C%22remove%22%2C%22rename%22%2C\
+    %22connect%22%2C%22disconnect%22%5D%7D";
 
 /// `{"status":["running","paused"]}`; a paused container keeps its ports.
 const RUNNING: &str = "/containers/json?filters=%7B%22status%22%3A%5B%22running%22%2C%22paused%22%5D%7D";
@@ -201,16 +202,18 @@ impl Session<'_> {
 
     fn list(&mut self) -> Result<(), DockerError> {
         let body = self.ask(RUNNING)?;
-        let (mut claims, skipped) = docker::containers(&body).map_err(|error| answer(RUNNING, error))?;
+        let Running { mut claims, names, skipped } =
+            docker::containers(&body).map_err(|error| answer(RUNNING, error))?;
         if self.podman {
             // Of a published range, its list names the first port only.
             for (id, bindings) in claims.iter_mut().filter(|(_, bindings)| !bindings.is_empty()) {
                 if let Some(all) = self.inspect(id)? {
-                    *bindings = all;
+                    *bindings = all.bindings;
                 }
             }
         }
         self.running = claims.keys().cloned().collect();
+        self.named(names);
         self.context.send(Event::Snapshot { source: Source::Docker, claims });
         self.healthy = true;
         skipped.into_iter().for_each(|reason| self.skipped(reason));
@@ -229,30 +232,36 @@ impl Session<'_> {
                 self.claim(id, Bindings::new());
                 Ok(())
             }
-            Some(DockerEvent::NetworkChanged(_)) | None => Ok(()),
+            Some(DockerEvent::Renamed(id, name)) if self.running.contains(&id) => {
+                self.named(Map::from_iter([(id, name)]));
+                Ok(())
+            }
+            Some(DockerEvent::NetworkChanged(_) | DockerEvent::Renamed(..)) | None => Ok(()),
         }
     }
 
     fn look_up(&self, id: Arc<str>) -> Result<(), DockerError> {
-        if let Some(bindings) = self.inspect(&id)? {
+        if let Some(Published { bindings, name, .. }) = self.inspect(&id)? {
+            let name = name.filter(|_| !bindings.is_empty());
+            self.named(name.map(|name| (id.clone(), name)).into_iter().collect());
             self.claim(id, bindings);
         }
         Ok(())
     }
 
     /// What a container publishes; `None` when its answer could not be read.
-    fn inspect(&self, id: &str) -> Result<Option<Bindings>, DockerError> {
+    fn inspect(&self, id: &str) -> Result<Option<Published>, DockerError> {
         let path = format!("/containers/{id}/json");
         let response = self.get(&path, Some(ANSWER_TIMEOUT))?;
         if response.status() == 404 {
             // Gone already, and its `die` is on its way.
-            return Ok(Some(Bindings::new()));
+            return Ok(Some(Published::default()));
         }
         let body = self.body(check(&path, response)?)?;
         match docker::inspect(&body) {
-            Ok(published) => {
-                published.skipped.into_iter().for_each(|reason| self.skipped(reason));
-                Ok(Some(published.bindings))
+            Ok(mut published) => {
+                published.skipped.drain(..).for_each(|reason| self.skipped(reason));
+                Ok(Some(published))
             }
             Err(error) => {
                 self.skipped(answer(&path, error).to_string());
@@ -263,6 +272,13 @@ impl Session<'_> {
 
     fn claim(&self, key: Arc<str>, bindings: Bindings) {
         self.context.send(Event::Claim { owner: Owner { source: Source::Docker, key }, bindings });
+    }
+
+    /// Before the claims that the names belong to.
+    fn named(&self, names: Map<Arc<str>, Arc<str>>) {
+        if !names.is_empty() {
+            self.context.send(Event::Named { source: Source::Docker, names });
+        }
     }
 
     fn skipped(&self, reason: String) {

@@ -17,6 +17,8 @@ struct State {
     version: String,
     /// Running containers: id to the `Ports` object of an inspect.
     containers: BTreeMap<String, Value>,
+    /// Of those that were renamed. Others are called as [`name`] has it.
+    names: BTreeMap<String, String>,
     streams: Vec<UnixStream>,
     subscriptions: usize,
     requests: Vec<String>,
@@ -33,6 +35,11 @@ pub fn id(number: u32) -> String {
     format!("{number:064x}")
 }
 
+/// What a container is called from its start.
+pub fn name(id: &str) -> String {
+    format!("web-{}", id.trim_start_matches('0'))
+}
+
 /// One entry of `Ports`: `("80/tcp", "0.0.0.0", "8080")`.
 pub fn ports(entries: &[(&str, &str, &str)]) -> Value {
     let mut all = serde_json::Map::new();
@@ -41,6 +48,12 @@ pub fn ports(entries: &[(&str, &str, &str)]) -> Value {
         list.as_array_mut().unwrap().push(json!({"HostIp": ip, "HostPort": port}));
     }
     Value::Object(all)
+}
+
+impl State {
+    fn name(&self, id: &str) -> String {
+        self.names.get(id).cloned().unwrap_or_else(|| name(id))
+    }
 }
 
 impl EngineStub {
@@ -108,9 +121,15 @@ impl EngineStub {
         self.event("container", "destroy", id);
     }
 
+    pub fn rename(&self, id: &str, name: &str) {
+        self.state.lock().unwrap().names.insert(id.to_owned(), name.to_owned());
+        self.event("container", "rename", id);
+    }
+
     pub fn event(&self, kind: &str, action: &str, id: &str) {
+        let name = self.state.lock().unwrap().name(id);
         let event = json!({"status": action, "id": id, "from": "busybox:local", "Type": kind, "Action": action,
-            "Actor": {"ID": id, "Attributes": {"image": "busybox:local", "container": id}}, "scope": "local",
+            "Actor": {"ID": id, "Attributes": {"image": "busybox:local", "container": id, "name": name}}, "scope": "local",
             "time": 1_795_000_000, "timeNano": 1_795_000_000_000_000_000_u64});
         self.raw(format!("{event}\n").as_bytes());
     }
@@ -178,20 +197,24 @@ fn answer(state: &mut State, path: &str) -> (&'static str, String) {
         return ("200 OK", String::new());
     }
     if path.contains("/containers/json?") {
-        let list: Vec<Value> = state.containers.iter().map(|(id, ports)| listed(id, ports)).collect();
+        let list: Vec<Value> = state.containers.iter().map(|(id, ports)| listed(id, &state.name(id), ports)).collect();
         return ("200 OK", Value::Array(list).to_string());
     }
     let id = path.split('/').rev().nth(1).unwrap_or_default();
     match state.containers.get(id) {
         Some(ports) => {
             let settings = json!({"Ports": ports, "Networks": {"bridge": {"GlobalIPv6Address": ""}}});
-            ("200 OK", json!({"Id": id, "State": {"Running": true}, "NetworkSettings": settings}).to_string())
+            let name = format!("/{}", state.name(id));
+            (
+                "200 OK",
+                json!({"Id": id, "Name": name, "State": {"Running": true}, "NetworkSettings": settings}).to_string(),
+            )
         }
         None => ("404 Not Found", json!({"message": format!("No such container: {id}")}).to_string()),
     }
 }
 
-fn listed(id: &str, ports: &Value) -> Value {
+fn listed(id: &str, name: &str, ports: &Value) -> Value {
     let mut list = Vec::new();
     for (key, hosts) in ports.as_object().unwrap() {
         let (port, protocol) = key.split_once('/').unwrap();
@@ -200,5 +223,5 @@ fn listed(id: &str, ports: &Value) -> Value {
                 "PublicPort": host["HostPort"].as_str().unwrap().parse::<u64>().unwrap_or(0), "Type": protocol}));
         }
     }
-    json!({"Id": id, "Ports": list, "State": "running", "NetworkSettings": {"Networks": {}}})
+    json!({"Id": id, "Names": [format!("/{name}")], "Ports": list, "State": "running", "NetworkSettings": {"Networks": {}}})
 }

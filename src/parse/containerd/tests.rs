@@ -152,6 +152,10 @@ fn ports_in_a_label() {
     ];
     assert_eq!(names(&published.bindings), expect);
     assert!(published.skipped.is_empty());
+    for (name, expect) in [("\"web\"", Some("web")), ("\"\"", None), ("7", None)] {
+        let record = labels(&format!(r#"{{"nerdctl/ports":"[]","nerdctl/name":{name}}}"#)).unwrap();
+        assert!(matches!(record, Record::Ports(published) if published.name.as_deref() == expect), "{name}");
+    }
     for none in ["[]", "null"] {
         assert_eq!(label(none).unwrap(), Record::Ports(Published::default()));
     }
@@ -176,7 +180,9 @@ fn a_bad_port_does_not_cost_the_good_ones() {
 #[test]
 fn ports_in_the_state_directory() {
     let dir = |dir: &str| labels(&serde_json::json!({ "nerdctl/state-dir": dir }).to_string());
-    assert_eq!(dir("/var/lib/nerdctl/1/a..b").unwrap(), Record::StateDir("/var/lib/nerdctl/1/a..b".into()));
+    assert_eq!(dir("/var/lib/nerdctl/1/a..b").unwrap(), Record::StateDir("/var/lib/nerdctl/1/a..b".into(), None));
+    let named = labels(r#"{"nerdctl/state-dir":"/a","nerdctl/name":"web"}"#);
+    assert_eq!(named.unwrap(), Record::StateDir("/a".into(), Some("web".into())));
     let long = format!("/{}", "x".repeat(5000));
     for bad in ["", "/", "relative", "./x", "/a/../b", "/a/./b", "/a/..", "/a\0b", &long] {
         assert!(dir(bad).is_err(), "{bad:?}");

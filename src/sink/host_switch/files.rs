@@ -3,27 +3,21 @@
 //! Neither is read where others could have written it, and the token not where others can read it.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::io::{self, ErrorKind, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use nix::fcntl::OFlag;
-use nix::unistd::geteuid;
 
 use crate::ordered::Set;
 use crate::port::Binding;
+use crate::private_file::{OPEN, Problem, WRITABLE, read};
 use crate::wire::expose::{self, STATE_BYTES_MAX};
 
 use super::HostSwitchConfig;
 
 /// The longest token, in bytes.
 const TOKEN_BYTES_MAX: usize = 4096;
-
-/// Bits of a mode by which others can write.
-const WRITABLE: u32 = 0o022;
-
-/// Bits of a mode by which others can do anything.
-const OPEN: u32 = 0o077;
 
 /// Keeps what is ours in the state file.
 pub(super) struct StateFile {
@@ -96,55 +90,6 @@ pub(super) fn token(path: &Path) -> Result<String, String> {
         return Err(problem("expected one line of visible ASCII, the token alone".into()));
     }
     Ok(String::from_utf8_lossy(token).into_owned())
-}
-
-/// Why a file is not read.
-enum Problem {
-    Io(io::Error),
-    NoFile,
-    Foreign(u32),
-    Open(u32),
-    TooLong(usize),
-}
-
-impl std::fmt::Display for Problem {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Problem::Io(error) if error.kind() == ErrorKind::PermissionDenied => {
-                write!(f, "{error}: it has to belong to the agent's user")
-            }
-            Problem::Io(error) => error.fmt(f),
-            Problem::NoFile => f.write_str("it is no regular file"),
-            Problem::Foreign(owner) => write!(f, "it belongs to user {owner}: chown it to the agent's"),
-            Problem::Open(mode) => write!(f, "its mode {mode:o} lets others in: chmod 600"),
-            Problem::TooLong(max) => write!(f, "it is longer than {max} bytes"),
-        }
-    }
-}
-
-/// Reads a file that is ours or root's, and that others have none of the rights `forbidden` to.
-fn read(path: &Path, flags: OFlag, max: usize, forbidden: u32) -> Result<Vec<u8>, Problem> {
-    // A FIFO must not make us wait for a writer.
-    let flags = flags | OFlag::O_NONBLOCK;
-    let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path).map_err(|error| {
-        let symlink = fs::symlink_metadata(path).is_ok_and(|meta| meta.is_symlink());
-        if symlink && flags.contains(OFlag::O_NOFOLLOW) { Problem::NoFile } else { Problem::Io(error) }
-    })?;
-    let meta = file.metadata().map_err(Problem::Io)?;
-    let mode = meta.mode() & 0o7777;
-    if !meta.is_file() {
-        return Err(Problem::NoFile);
-    }
-    if meta.uid() != geteuid().as_raw() && (meta.uid() != 0 || flags.contains(OFlag::O_NOFOLLOW)) {
-        return Err(Problem::Foreign(meta.uid()));
-    }
-    if mode & forbidden != 0 {
-        return Err(Problem::Open(mode));
-    }
-    let mut bytes = Vec::new();
-    let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
-    file.take(limit).read_to_end(&mut bytes).map_err(Problem::Io)?;
-    if bytes.len() > max { Err(Problem::TooLong(max)) } else { Ok(bytes) }
 }
 
 /// Writes a file of that name, as a whole or not at all. It is not synced: nothing of it is worth anything after the guest

@@ -54,13 +54,15 @@ pub enum Answer {
 pub struct News {
     /// An owner's key with all that it publishes now.
     pub claim: Option<(Arc<str>, Bindings)>,
+    /// The owner's name, to be told first.
+    pub name: Option<Arc<str>>,
     /// What could not be used.
     pub skipped: Vec<String>,
 }
 
 impl News {
     fn skipped(reason: String) -> News {
-        News { claim: None, skipped: vec![reason] }
+        News { skipped: vec![reason], ..News::default() }
     }
 }
 
@@ -217,12 +219,13 @@ impl Tasks {
         }
         task.state = State::Settled;
         let news = match answer {
-            Answer::Ports(Published { bindings, skipped }) => {
+            Answer::Ports(Published { bindings, skipped, name }) => {
                 task.failures = 0;
                 let before = task.bindings.replace(bindings.clone()).unwrap_or_default();
                 let told = !before.is_empty() || !bindings.is_empty();
                 let skipped = skipped.into_iter().map(|what| format!("{container}: {what}")).collect();
-                News { claim: told.then(|| (container.key().clone(), bindings)), skipped }
+                let name = name.filter(|_| !bindings.is_empty());
+                News { claim: told.then(|| (container.key().clone(), bindings)), name, skipped }
             }
             Answer::Unusable(reason) => News::skipped(format!("{container}: {reason}")),
             // It is looked up again at once.
@@ -279,7 +282,8 @@ impl Tasks {
         self.dequeue(container);
         let bindings = self.tasks.remove(container).and_then(|task| task.bindings).unwrap_or_default();
         self.full = false;
-        News { claim: (!bindings.is_empty()).then(|| (container.key().clone(), Bindings::new())), skipped: Vec::new() }
+        let claim = (!bindings.is_empty()).then(|| (container.key().clone(), Bindings::new()));
+        News { claim, ..News::default() }
     }
 
     /// Changes a task, which may be new, unless there are too many.

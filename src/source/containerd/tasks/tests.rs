@@ -19,7 +19,7 @@ fn bindings(ports: &[u16]) -> Bindings {
 }
 
 fn ports(ports: &[u16]) -> Answer {
-    Answer::Ports(Published { bindings: bindings(ports), skipped: Vec::new() })
+    Answer::Ports(Published { bindings: bindings(ports), ..Published::default() })
 }
 
 fn failed() -> Answer {
@@ -51,7 +51,22 @@ fn list(tasks: &mut Tasks, running: &[(&str, u32, bool)]) {
 }
 
 fn claim(id: &str, ports: &[u16]) -> News {
-    News { claim: Some((c(id).key().clone(), bindings(ports))), skipped: Vec::new() }
+    News { claim: Some((c(id).key().clone(), bindings(ports))), ..News::default() }
+}
+
+#[test]
+fn a_name_is_told_with_what_it_is_the_name_of() {
+    let mut tasks = Tasks::default();
+    let called = |ports| {
+        Answer::Ports(Published { bindings: bindings(ports), name: Some("web".into()), ..Published::default() })
+    };
+    let ticket = start(&mut tasks, "a", 1).unwrap();
+    assert_eq!(tasks.answer(ticket, called(&[80])), News { name: Some("web".into()), ..claim("a", &[80]) });
+    tasks.follow(TaskEvent::Updated(c("a")));
+    let ticket = next(&mut tasks, "a").unwrap();
+    assert_eq!(tasks.answer(ticket, called(&[])), claim("a", &[]), "it publishes nothing any more");
+    let ticket = start(&mut tasks, "b", 2).unwrap();
+    assert_eq!(tasks.answer(ticket, called(&[])), News::default());
 }
 
 /// A task that is looked up and publishes these ports.

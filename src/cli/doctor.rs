@@ -1,0 +1,12 @@
+//! `doctor`.
+
+use super::{Exit, Failure};
+use crate::flags::Parsed;
+
+/// Runs the command.
+///
+/// # Errors
+/// Always, until it is built.
+pub fn run(_parsed: &Parsed) -> Result<Exit, Failure> {
+    Err(Failure::new(Exit::Failed, "doctor: not built yet"))
+}
