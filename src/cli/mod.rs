@@ -8,8 +8,11 @@ pub mod completions;
 pub mod connection;
 pub mod doctor;
 pub mod document;
+pub mod explain;
 pub mod ports;
+pub mod prometheus;
 pub mod reset;
+pub mod status;
 pub mod table;
 pub mod usage;
 pub mod wait;
@@ -76,6 +79,8 @@ type Run = fn(&Parsed) -> Result<Exit, Failure>;
 /// What the command of that name does.
 fn command(name: &str) -> Option<Run> {
     Some(match name {
+        "explain" => explain::run,
+        "status" => status::run,
         "ports" => ports::run,
         "reset" => reset::run,
         "wait" => wait::run,

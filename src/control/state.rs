@@ -219,7 +219,7 @@ mod tests {
             assert_eq!((health, problems), (health_expected, problems_expected.iter().map(ToString::to_string).collect()));
         }
         let mut view = view(vec![ready()], vec![]);
-        [State::Conflict, State::Failed, State::Failed, State::Denied].map(|state| view.forwards.add(state));
+        [State::Conflict, State::Failed, State::Failed, State::Denied].iter().for_each(|state| view.forwards.add(*state));
         view.policy.problem = Some("line 3: x".into());
         let expect = ["1 forward in conflict", "2 forwards failed", "rules file: line 3: x"].map(str::to_owned).into();
         assert_eq!(health(&view, &names), ("degraded", expect));

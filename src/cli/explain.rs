@@ -1,0 +1,287 @@
+//! `explain`: who publishes a port, what was decided, what each sink did, and what to do about it.
+
+use std::time::SystemTime;
+
+use serde_json::Value;
+
+use super::connection::{Connection, request, socket};
+use super::document::{age, endpoint, is, kind, list, number, owner, plain, plain_json, raw, text};
+use super::ports::port;
+use super::status::one;
+use super::table::wrap;
+use super::{Exit, Failure, print};
+use crate::flags::Parsed;
+
+/// How far what belongs to a line is indented below it.
+const INDENT: usize = 4;
+
+/// Explains it.
+///
+/// # Errors
+/// On wrong usage, or where the agent does not answer.
+pub fn run(parsed: &Parsed) -> Result<Exit, Failure> {
+    let Some(operand) = parsed.operands().first() else {
+        return Err(Failure::new(Exit::Usage, "which port? explain PORT, such as explain 8080"));
+    };
+    let mut explain = request("explain");
+    port(&mut explain, "port", operand).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+    let mut connection = Connection::open(&socket(parsed)?)?;
+    connection.ask(explain)?;
+    let documents = connection.answer()?;
+    let of_type = |kind: &str| -> Vec<&Value> {
+        documents.iter().map(|document| &document.value).filter(|value| raw(value, "type") == kind).collect()
+    };
+    let (claims, forwards) = (of_type("claim"), of_type("forward"));
+    let is_forwarded = forwards.iter().any(|forward| tells(forward) && raw(forward, "state") == "forwarding");
+    if parsed.on("json") {
+        print(&documents.iter().map(|document| plain_json(&document.line) + "\n").collect::<String>())?;
+    } else {
+        let status = one(&mut connection, request("status"))?;
+        print(&shown(operand, &claims, &forwards, &status.value, SystemTime::now()))?;
+    }
+    Ok(if is_forwarded && !claims.is_empty() { Exit::Ok } else { Exit::NotWell })
+}
+
+/// Whether that is a forward at somebody's who is told, and not the agent's own relay.
+fn tells(forward: &Value) -> bool {
+    kind(raw(forward, "sink")) != "relay"
+}
+
+fn shown(port: &str, claims: &[&Value], forwards: &[&Value], status: &Value, now: SystemTime) -> String {
+    let mut out = String::new();
+    let told = || forwards.iter().filter(|forward| tells(forward));
+    let (there, all) = (told().filter(|forward| raw(forward, "state") == "forwarding").count(), told().count());
+    out.push_str(&match (claims.len(), there) {
+        (0, 0) => format!("{port}: nobody publishes it\n"),
+        (0, _) => format!("{port}: forwarded since an earlier run; nobody publishes it now\n"),
+        (_, 0) => format!("{port}: not forwarded\n"),
+        (_, there) if there == all => format!("{port}: forwarded\n"),
+        (_, there) => format!("{port}: forwarded, but not everywhere: {there} of {all}\n"),
+    });
+    for claim in claims {
+        out.push('\n');
+        claimed(&mut out, claim);
+    }
+    if !forwards.is_empty() {
+        out.push('\n');
+    }
+    for forward in forwards {
+        forwarded(&mut out, forward, now);
+    }
+    let mut advice: Vec<String> = Vec::new();
+    forwards.iter().for_each(|forward| advise(&mut advice, forward, status));
+    if claims.is_empty() {
+        advise_unknown(&mut advice, status);
+    }
+    if !advice.is_empty() {
+        out.push_str("\nWhat to do:\n");
+        advice.iter().for_each(|words| wrap(&mut out, &format!("- {words}"), 0, 2));
+    }
+    out
+}
+
+fn claimed(out: &mut String, claim: &Value) {
+    let (who, published) = (owner(claim), endpoint(claim, "published_ip"));
+    wrap(out, &format!("{who} publishes {published}, for its port {}", number(claim, "container_port")), 0, INDENT);
+    let mut say = |words: &str| wrap(out, words, INDENT, INDENT);
+    // What people find it by in its engine.
+    if !raw(claim, "name").is_empty() {
+        say(&format!("known to {} as {}", text(claim, "source"), text(claim, "owner")));
+    }
+    let rule = match text(claim, "rule") {
+        none if none.is_empty() => "no rule matches".to_owned(),
+        rule => format!("by the rule {rule}"),
+    };
+    match raw(claim, "decision") {
+        "counts" => say(&format!("allowed ({rule}), on {} of the host", text(claim, "host_ip"))),
+        "behind" => say("another one publishes the same; it is forwarded once"),
+        "denied" => say(&format!("denied {rule}")),
+        "doubted" => say("most likely what is left of a container: waits until it is seen again"),
+        other => say(&plain(other)),
+    }
+    if is(claim, "narrowed") {
+        say("published on one address of this VM, which the host does not have: its loopback instead");
+    }
+    if is(claim, "stale") {
+        say("what it leads to is gone");
+    }
+}
+
+fn forwarded(out: &mut String, forward: &Value, now: SystemTime) {
+    let (state, since) = (text(forward, "state"), age(raw(forward, "since"), now));
+    let sink = match text(forward, "sink") {
+        none if none.is_empty() => "nowhere".to_owned(),
+        sink => format!("at {sink}"),
+    };
+    let host = match endpoint(forward, "host_ip") {
+        none if none == "-" => String::new(),
+        host => format!(" on {host}"),
+    };
+    let failures = match number(forward, "failures") {
+        0 => String::new(),
+        count => format!(", failed {count} times in a row"),
+    };
+    wrap(out, &format!("{sink}{host}: {state} for {since}{failures}"), 0, INDENT);
+    let reason = text(forward, "reason");
+    if !reason.is_empty() && state != "forwarding" {
+        wrap(out, &reason, INDENT, INDENT);
+    }
+}
+
+/// What to do about one forward; once where several want the same.
+fn advise(advice: &mut Vec<String>, forward: &Value, status: &Value) {
+    let (sink, reason) = (text(forward, "sink"), text(forward, "reason"));
+    let words = match raw(forward, "state") {
+        "conflict" => "Somebody else has the port: stop who has it, or publish another port. The agent tries again by \
+                       itself and takes it when it is free."
+            .to_owned(),
+        "denied" if sink.is_empty() => denied_by(&reason, status),
+        "denied" => format!("{sink} does not allow it: publish another port, or change what it allows."),
+        "left-out" => format!("{sink} cannot carry it: publish it on another address or port, or name another --sink."),
+        "failed" => "The agent tries again by itself; the reason says what is wrong.".to_owned(),
+        "pending" => match list(status, "sinks").iter().find(|s| raw(s, "sink") == raw(forward, "sink")) {
+            Some(peer) if raw(peer, "state") == "unreachable" => {
+                format!("{sink} cannot be reached: is it running? {}", text(peer, "reason"))
+            }
+            _ => "It is about to be told; ask again.".to_owned(),
+        },
+        _ => return,
+    };
+    if !advice.contains(&words) {
+        advice.push(words);
+    }
+}
+
+/// Where a rule comes from.
+fn denied_by(rule: &str, status: &Value) -> String {
+    let what = rule.split_once(' ').map_or(rule, |(_, what)| what);
+    let is_argument = list(status, "arguments")
+        .iter()
+        .filter_map(Value::as_str)
+        .any(|word| word == what || word.split_once('=').is_some_and(|(_, value)| value == what));
+    let file = status.get("policy").map_or_else(String::new, |policy| text(policy, "rules_file"));
+    match (is_argument, file.is_empty()) {
+        (true, _) => format!("The agent was started with {rule}: start it without, or with an --allow before it."),
+        (false, false) => {
+            format!("{rule} is in {file}, or one of the agent's own: change it there, or allow it first.")
+        }
+        (false, true) => format!("{rule} is one of the agent's own: --allow {what} comes before it."),
+    }
+}
+
+/// What to do where no source knows of it.
+fn advise_unknown(advice: &mut Vec<String>, status: &Value) {
+    let sources = list(status, "sources");
+    for source in sources.iter().filter(|source| raw(source, "state") != "ready") {
+        let reason = match text(source, "reason") {
+            none if none.is_empty() => "it has not given its view yet".to_owned(),
+            reason => reason,
+        };
+        advice.push(format!("{} is {}: {reason}", text(source, "source"), text(source, "state")));
+    }
+    for (name, words) in [
+        ("docker", "Is it a published port (docker run -p), and does the container run? See docker ps."),
+        ("containerd", "Does the container run, and was it started by nerdctl with -p? See nerdctl ps."),
+        ("kubernetes", "Is it a NodePort or LoadBalancer? See kubectl get services --all-namespaces."),
+        ("nat", "Is there a NAT rule for it? See iptables-save and nft list ruleset."),
+        ("sockets", "Does a program listen there? See ss -lntu."),
+    ] {
+        if sources.iter().any(|source| raw(source, "source") == name && raw(source, "state") == "ready") {
+            advice.push(words.to_owned());
+        }
+    }
+    let watched: Vec<&str> = sources.iter().map(|source| raw(source, "source")).collect();
+    advice
+        .push(plain(&format!("The agent watches {}: start it with the flag of what it does not.", watched.join(", "))));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const SINCE: &str = "2026-01-02T03:04:00.678Z";
+
+    fn explained(documents: &[Value], status: &Value) -> String {
+        let of = |kind: &str| documents.iter().filter(|d| raw(d, "type") == kind).collect::<Vec<_>>();
+        let now = humantime::parse_rfc3339("2026-01-02T03:04:05.678Z").unwrap();
+        shown("8080", &of("claim"), &of("forward"), status, now)
+    }
+
+    fn claim(decision: &str, rule: Value) -> Value {
+        json!({"type": "claim", "protocol": "tcp", "port": 8080, "published_ip": "0.0.0.0", "container_port": 80,
+            "source": "docker", "owner": "0123456789ab", "name": "web", "decision": decision, "rule": rule,
+            "host_ip": "127.0.0.1", "narrowed": false, "stale": false})
+    }
+
+    fn forward(sink: Value, state: &str, reason: Value) -> Value {
+        json!({"type": "forward", "protocol": "tcp", "port": 8080, "host_ip": "127.0.0.1", "published_ip": "0.0.0.0",
+            "container_port": 80, "sink": sink, "state": state, "reason": reason, "source": "docker",
+            "owner": "0123456789ab", "name": "web", "since": SINCE, "failures": 0})
+    }
+
+    #[test]
+    fn a_conflict_says_who_and_what_to_do() {
+        let documents = [
+            claim("counts", Value::Null),
+            forward(json!("relay:eth0"), "forwarding", Value::Null),
+            forward(json!("host-switch:http://x"), "conflict", json!("address already in use")),
+        ];
+        let expect = "\
+8080: not forwarded
+
+docker:web publishes 0.0.0.0:8080/tcp, for its port 80
+    known to docker as 0123456789ab
+    allowed (no rule matches), on 127.0.0.1 of the host
+
+at relay:eth0 on 127.0.0.1:8080/tcp: forwarding for 5s
+at host-switch:http://x on 127.0.0.1:8080/tcp: conflict for 5s
+    address already in use
+
+What to do:
+- Somebody else has the port: stop who has it, or publish another port. The
+  agent tries again by itself and takes it when it is free.
+";
+        assert_eq!(explained(&documents, &json!({})), expect);
+    }
+
+    #[test]
+    fn a_denial_says_where_the_rule_is() {
+        let mut row = forward(Value::Null, "denied", json!("--deny tcp/8080"));
+        row["host_ip"] = Value::Null;
+        let documents = [claim("denied", json!("--deny tcp/8080")), row];
+        for (status, expect) in [
+            (json!({"arguments": ["-docker", "--deny", "tcp/8080"]}), "The agent was started with --deny tcp/8080: "),
+            (json!({"arguments": ["--deny=tcp/8080"]}), "The agent was started with --deny tcp/8080: "),
+            (json!({"policy": {"rules_file": "/etc/r"}}), "--deny tcp/8080 is in /etc/r, or one of the agent's own"),
+            (json!({}), "--deny tcp/8080 is one of the agent's own: --allow tcp/8080 "),
+        ] {
+            let text = explained(&documents, &status).replace("\n  ", " ");
+            assert!(text.contains(expect), "{text}");
+            assert!(
+                text.contains("denied by the rule --deny tcp/8080") && text.contains("nowhere: denied for 5s"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_nobody_publishes_is_looked_for() {
+        let status = json!({"sources": [
+            {"source": "docker", "state": "lost", "reason": "connection refused\u{1b}"}, {"source": "nat", "state": "ready"}
+        ]});
+        let text = explained(&[], &status);
+        let expect = "\
+8080: nobody publishes it
+
+What to do:
+- docker is lost: connection refused\\u{1b}
+- Is there a NAT rule for it? See iptables-save and nft list ruleset.
+- The agent watches docker, nat: start it with the flag of what it does not.
+";
+        assert_eq!(text, expect);
+        let pending = [claim("counts", Value::Null), forward(json!("stdout:"), "pending", Value::Null)];
+        let status = json!({"sinks": [{"sink": "stdout:", "state": "unreachable", "reason": "away"}]});
+        assert!(explained(&pending, &status).contains("stdout: cannot be reached: is it running? away"));
+    }
+}
