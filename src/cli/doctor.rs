@@ -210,7 +210,11 @@ fn agent(checks: &mut Checks, status: &Value) {
     if version == own {
         checks.ok("agent", detail);
     } else {
-        checks.warn("agent", format!("{detail}; this program is {own}"), "restart the agent, so that it is this program");
+        checks.warn(
+            "agent",
+            format!("{detail}; this program is {own}"),
+            "restart the agent, so that it is this program",
+        );
     }
     let problems: Vec<&str> = list(status, "problems").iter().filter_map(Value::as_str).collect();
     let problems = problems.join("; ");

@@ -55,7 +55,10 @@ pub(super) fn open(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     match bind(listener.as_raw_fd(), &addr) {
         Err(Errno::EADDRINUSE) => {
             if !fs::symlink_metadata(path)?.file_type().is_socket() {
-                return Err(io::Error::new(ErrorKind::AlreadyExists, "there is something that is no socket, which stays"));
+                return Err(io::Error::new(
+                    ErrorKind::AlreadyExists,
+                    "there is something that is no socket, which stays",
+                ));
             }
             match connect(new()?.as_raw_fd(), &addr) {
                 // Of an agent that has not ended as it should.

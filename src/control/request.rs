@@ -266,10 +266,7 @@ mod tests {
             ("{}", "op is missing: one of status, ports"),
             (r#"{"op":7}"#, "op: one of status, ports, watch, explain, reset is wanted, not 7"),
             (r#"{"op":"stop"}"#, r#"reset is wanted, not "stop""#),
-            (
-                r#"{"op":"status","port":1}"#,
-                r#"status does not take the field "port", only op, schema"#,
-            ),
+            (r#"{"op":"status","port":1}"#, r#"status does not take the field "port", only op, schema"#),
             (r#"{"op":"ports","replay":true}"#, r#"ports does not take the field "replay""#),
             (r#"{"op":"watch","replay":1}"#, "replay: true or false is wanted, not 1"),
             (r#"{"op":"explain"}"#, "port is missing"),

@@ -165,10 +165,8 @@ impl Server {
         let again = self.asks_again.then(|| now + ASK_AGAIN);
         let deadline = self.clients.iter().filter_map(Client::deadline).chain(again).chain(self.full_until).min();
         let accepts = if self.full_until.is_some() { PollFlags::empty() } else { PollFlags::POLLIN };
-        let mut fds = vec![
-            PollFd::new(self.link.wake.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.listener.as_fd(), accepts),
-        ];
+        let mut fds =
+            vec![PollFd::new(self.link.wake.as_fd(), PollFlags::POLLIN), PollFd::new(self.listener.as_fd(), accepts)];
         fds.extend(self.clients.iter().map(|client| PollFd::new(client.as_fd(), client.interest())));
         poll(&mut fds, timeout(deadline, now))?;
         let all = PollFlags::all();

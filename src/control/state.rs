@@ -200,26 +200,45 @@ mod tests {
         for (sources, peers, health_expected, problems_expected) in [
             (vec![ready()], [Peer::Idle; 3], "ok", vec![]),
             (vec![], [Peer::Idle; 3], "ok", vec![]),
-            (vec![source_view(Seen::Starting, None)], [Peer::Idle; 3], "degraded", vec!["docker: has not given its view yet"]),
+            (
+                vec![source_view(Seen::Starting, None)],
+                [Peer::Idle; 3],
+                "degraded",
+                vec!["docker: has not given its view yet"],
+            ),
             (vec![unready(Seen::Starting, "no socket")], [Peer::Idle; 3], "down", vec!["docker: starting: no socket"]),
             (vec![unready(Seen::Troubled, "odd"), ready()], [Peer::Idle; 3], "degraded", vec!["docker: troubled: odd"]),
-            (vec![unready(Seen::Lost, "gone"), unready(Seen::Troubled, "odd")], [Peer::Idle; 3], "down", vec![
-                "docker: lost: gone",
-                "docker: troubled: odd",
-            ]),
+            (
+                vec![unready(Seen::Lost, "gone"), unready(Seen::Troubled, "odd")],
+                [Peer::Idle; 3],
+                "down",
+                vec!["docker: lost: gone", "docker: troubled: odd"],
+            ),
             (vec![ready()], [Peer::Unreachable, Peer::Reachable, Peer::Idle], "ok", vec![]),
-            (vec![ready()], [Peer::Idle, Peer::Unreachable, Peer::Idle], "degraded", vec!["host-switch: unreachable: refused"]),
-            (vec![ready()], [Peer::Idle, Peer::Unreachable, Peer::Unreachable], "down", vec![
-                "host-switch: unreachable: refused",
-                "stdout: unreachable: refused",
-            ]),
+            (
+                vec![ready()],
+                [Peer::Idle, Peer::Unreachable, Peer::Idle],
+                "degraded",
+                vec!["host-switch: unreachable: refused"],
+            ),
+            (
+                vec![ready()],
+                [Peer::Idle, Peer::Unreachable, Peer::Unreachable],
+                "down",
+                vec!["host-switch: unreachable: refused", "stdout: unreachable: refused"],
+            ),
         ] {
             let view = view(sources, peers.map(sink_view).into());
             let (health, problems) = health(&view, &names);
-            assert_eq!((health, problems), (health_expected, problems_expected.iter().map(ToString::to_string).collect()));
+            assert_eq!(
+                (health, problems),
+                (health_expected, problems_expected.iter().map(ToString::to_string).collect())
+            );
         }
         let mut view = view(vec![ready()], vec![]);
-        [State::Conflict, State::Failed, State::Failed, State::Denied].iter().for_each(|state| view.forwards.add(*state));
+        [State::Conflict, State::Failed, State::Failed, State::Denied]
+            .iter()
+            .for_each(|state| view.forwards.add(*state));
         view.policy.problem = Some("line 3: x".into());
         let expect = ["1 forward in conflict", "2 forwards failed", "rules file: line 3: x"].map(str::to_owned).into();
         assert_eq!(health(&view, &names), ("degraded", expect));

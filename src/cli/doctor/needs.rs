@@ -44,7 +44,11 @@ pub(super) fn process(checks: &mut Checks, config: Option<&Config>, is_agent: bo
     let lacks = |(bit, _): (u32, &str), wanted: bool| wanted && held & (1 << bit) == 0;
     let detail = |(_, name): (u32, &str), what: &str| format!("user {uid} without {name}: {what}");
     if lacks(NET_ADMIN, reads_rules) {
-        checks.fail("privileges", detail(NET_ADMIN, "NAT rules cannot be read"), "run the agent as root, or give it that");
+        checks.fail(
+            "privileges",
+            detail(NET_ADMIN, "NAT rules cannot be read"),
+            "run the agent as root, or give it that",
+        );
     } else if lacks(NET_BIND_SERVICE, listens) {
         let what = detail(NET_BIND_SERVICE, "ports below 1024 cannot be listened on");
         checks.warn("privileges", what, "run the agent as root, or give it that");
@@ -76,7 +80,9 @@ pub(super) fn sources(checks: &mut Checks, config: &Config) {
         let elsewhere = "start containerd, or name its socket: -containerdSock PATH";
         socket(checks, "containerd-socket", &containerd.socket, elsewhere);
         let problem = match &containerd.ctr {
-            Some(path) => access(path, AccessFlags::X_OK).err().map(|errno| format!("{}: {}", path.display(), errno.desc())),
+            Some(path) => {
+                access(path, AccessFlags::X_OK).err().map(|errno| format!("{}: {}", path.display(), errno.desc()))
+            }
             None => Tool::find("ctr", Privileges::None).err().map(|error| error.to_string()),
         };
         let remedy = "install it (it comes with containerd), or name it: --ctr PATH";
@@ -98,11 +104,21 @@ pub(super) fn sources(checks: &mut Checks, config: &Config) {
     if let Some(kubernetes) = &config.kubernetes {
         let read = crate::source::kubernetes::check(kubernetes);
         let detail = read.map(|()| kubernetes.kubeconfig.display().to_string()).map_err(|error| error.to_string());
-        found(checks, "kubeconfig", detail, "wait for the cluster to write it, correct it, or name another: -kubeconfig PATH");
+        found(
+            checks,
+            "kubeconfig",
+            detail,
+            "wait for the cluster to write it, correct it, or name another: -kubeconfig PATH",
+        );
     }
     if let Some(path) = &config.rules_file {
         let rules = rules_file::read(path).map(|rules| format!("{}: {} rules", path.display(), rules.len()));
-        found(checks, "rules-file", rules, "correct it, and send the agent SIGHUP: it keeps the rules that it has until then");
+        found(
+            checks,
+            "rules-file",
+            rules,
+            "correct it, and send the agent SIGHUP: it keeps the rules that it has until then",
+        );
     }
 }
 
@@ -132,7 +148,12 @@ pub(super) fn sinks(checks: &mut Checks, config: &Config) {
             },
             SinkConfig::Vtunnel(Address::Vsock { .. }) => {
                 let device = fs::metadata(VSOCK).map(|_| VSOCK.to_owned()).map_err(|error| format!("{VSOCK}: {error}"));
-                found(checks, "vsock-device", device, "give the VM a vsock device, and load its driver (modprobe vmw_vsock_virtio_transport)");
+                found(
+                    checks,
+                    "vsock-device",
+                    device,
+                    "give the VM a vsock device, and load its driver (modprobe vmw_vsock_virtio_transport)",
+                );
             }
             SinkConfig::Listener | SinkConfig::Stdout | SinkConfig::Vtunnel(_) => {}
         }
