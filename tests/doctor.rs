@@ -76,7 +76,11 @@ fn a_healthy_agent_has_nothing_to_say() {
     for name in ["health", "source sockets", "sink stdout:", "clock", "configuration", "privileges", "open-files"] {
         seen.expect(name, "ok", "", "");
     }
+    let page = include_str!("../docs/control.md").split("### `check`").nth(1).unwrap();
     for check in &seen.checks {
+        for field in check.as_object().unwrap().keys() {
+            assert!(page.contains(&format!("\n| `{field}` | ")), "{field}");
+        }
         let fields: Vec<&String> = check.as_object().unwrap().keys().collect();
         assert_eq!(fields, ["check", "detail", "remedy", "result", "schema", "type"]);
         assert_eq!((&check["schema"], &check["type"]), (&json!(1), &json!("check")));
