@@ -97,8 +97,9 @@ where
             let (was_healthy, error) = session(&context);
             if !context.stop.is_raised() {
                 failures = if was_healthy { 1 } else { failures + 1 };
-                log::debug!("source session ended source={source} failures={failures} reason={error}");
-                if !context.send(Event::SourceLost { source, reason: error.to_string() }) {
+                let reason = error.to_string();
+                log::debug!("source session ended source={source} failures={failures} reason={reason:?}");
+                if !context.send(Event::SourceLost { source, reason }) {
                     return;
                 }
                 if !context.stop.wait(backoff::wait_after(failures)) {
@@ -115,4 +116,52 @@ where
     };
     let thread = spawn(source.as_str(), Box::new(run))?;
     Ok(Supervised { sign, thread })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::bounded;
+    use std::time::Duration;
+
+    /// A source whose sessions wait until they are ended, and say when they begin.
+    fn waiting(context: &Context) -> (bool, &'static str) {
+        context.send(Event::Skipped { source: Source::Nat, reason: "begun".into() });
+        context.stop.wait(Duration::from_secs(60));
+        (true, "ended")
+    }
+
+    #[test]
+    fn a_source_starts_over_at_once_and_nothing_is_lost_by_it() {
+        let (sender, events) = bounded(8);
+        let context = Context { events: sender, stop: Stop::new().unwrap() };
+        let supervised = supervise(Source::Nat, context, waiting).unwrap();
+        for _ in 0..3 {
+            let event = events.recv(Some(Duration::from_secs(30))).unwrap();
+            assert!(matches!(event, Event::Skipped { .. }), "{event:?}");
+            supervised.start_over().unwrap();
+        }
+        assert!(matches!(events.recv(Some(Duration::from_secs(30))), Ok(Event::Skipped { .. })));
+        supervised.end();
+        supervised.finish().join().unwrap();
+        assert!(events.recv(Some(Duration::ZERO)).is_err(), "nothing was told after that");
+    }
+
+    #[test]
+    fn a_source_that_waits_to_try_again_starts_over_at_once() {
+        let (sender, events) = bounded(8);
+        let context = Context { events: sender, stop: Stop::new().unwrap() };
+        let supervised = supervise(Source::Nat, context, |_: &Context| (false, "refused")).unwrap();
+        let lost = || events.recv(Some(Duration::from_secs(30))).unwrap();
+        // The waits double, from 100 ms.
+        (0..4).for_each(|_| assert!(matches!(lost(), Event::SourceLost { .. })));
+        supervised.start_over().unwrap();
+        let begun = std::time::Instant::now();
+        assert!(matches!(lost(), Event::SourceLost { .. }));
+        assert!(begun.elapsed() < Duration::from_millis(400), "it would have waited 800 ms");
+        supervised.end();
+        // It may be in the middle of telling: the channel must not hold it.
+        drop(events);
+        supervised.finish().join().unwrap();
+    }
 }
