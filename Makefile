@@ -54,6 +54,16 @@ install: ## install the musl binaries where they are built, else this machine's 
 		{ install -D -m 0644 init/rancher-desktop-guestagent.confd "$(DESTDIR)/etc/conf.d/rancher-desktop-guestagent" && \
 		sed -i 's|/usr/local/bin/|$(PREFIX)/bin/|' "$(DESTDIR)/etc/conf.d/rancher-desktop-guestagent"; }
 	install -D -m 0644 init/rancher-desktop-guestagent.logrotate "$(DESTDIR)/etc/logrotate.d/rancher-desktop-guestagent"
+	install -D -m 0644 man/rancher-desktop-guestagent.8 "$(DESTDIR)$(PREFIX)/share/man/man8/rancher-desktop-guestagent.8"
+	@# The program prints them itself, where it runs on this machine.
+	@from=target/release; [ ! -x $(MUSL)/rancher-desktop-guestagent ] || from=$(MUSL); share="$(DESTDIR)$(PREFIX)/share"; \
+	for file in bash:bash-completion/completions/rancher-desktop-guestagent zsh:zsh/site-functions/_rancher-desktop-guestagent \
+		fish:fish/vendor_completions.d/rancher-desktop-guestagent.fish; do \
+		text=$$("$$from/rancher-desktop-guestagent" completions "$${file%%:*}") || \
+			{ echo "no completions: the program does not run here" >&2; exit 0; }; \
+		install -d "$$share/$$(dirname "$${file#*:}")" && printf '%s\n' "$$text" > "$$share/$${file#*:}" && \
+			chmod 0644 "$$share/$${file#*:}" || exit 1; \
+	done
 
 bench: musl ## measure the README's claims and put them there (root; about ten minutes)
 	@scripts/deps.sh docker containerd cni openssl bench

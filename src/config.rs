@@ -14,11 +14,12 @@ use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use log::LevelFilter;
 use nix::unistd::Uid;
 
 use crate::cidr::Cidr;
 use crate::flags::{FlagError, Parsed};
-use crate::logging::Format;
+use crate::logging::{self, Format};
 use crate::policy::{Policy, RULE_FORM, Rule};
 use crate::port::{Binding, Protocol};
 use mode::{Given, NoMode};
@@ -101,8 +102,8 @@ pub struct Config {
     pub control_socket: Option<PathBuf>,
     /// A file with more rules, behind those of the policy's that are not the agent's own.
     pub rules_file: Option<PathBuf>,
-    /// Log everything.
-    pub debug: bool,
+    /// The least serious lines that are logged.
+    pub log_level: LevelFilter,
     /// How log lines look.
     pub log_format: Format,
 }
@@ -225,7 +226,7 @@ pub fn read(
         relay_peers: values(&flags, "relay-peer", "ADDRESS[/PREFIX]", Cidr::parse)?,
         control_socket: control_socket(&flags, &environment)?,
         rules_file: value(&flags, "rules-file", "an absolute path", optional(absolute))?,
-        debug: flags.on("debug"),
+        log_level: log_level(&flags)?,
         log_format: value(&flags, "log-format", "text or json", Format::parse)?,
     };
     if flags.on("check") { Ok(Wish::Check(config)) } else { Ok(Wish::Run(config)) }
@@ -250,6 +251,12 @@ fn policy(flags: &Parsed, api_server: Binding, sinks: &Sinks) -> Result<Policy, 
         policy.rules.push(Rule::not_sockets(Protocol::Tcp, (port, port)));
     }
     Ok(policy)
+}
+
+/// `-debug` is the name that Rancher Desktop has for the level `debug`.
+fn log_level(flags: &Parsed) -> Result<LevelFilter, ConfigError> {
+    let level = value(flags, "log-level", "error, warn, info or debug", logging::level)?;
+    Ok(if flags.on("debug") { LevelFilter::Debug } else { level })
 }
 
 fn interval(flags: &Parsed, name: &'static str) -> Result<Duration, ConfigError> {

@@ -50,7 +50,7 @@ fn main() -> ExitCode {
         Wish::Version => print(concat!("rancher-desktop-guestagent ", env!("CARGO_PKG_VERSION"), "\n")),
         Wish::Check(config) => print(&format!("{}\n", summary(&config))),
         Wish::Run(config) => {
-            if let Err(error) = logging::start(config.log_format, config.debug) {
+            if let Err(error) = logging::start(config.log_format, config.log_level) {
                 complain(&error.to_string());
                 return ExitCode::from(EXIT_FAILED);
             }
@@ -126,7 +126,7 @@ fn run(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
     privileges::drop_to(&needed_capabilities(config), aside)?;
     let agent = Agent::start(config, privileges::raise_file_limit()?)?;
     watch_signals(signals, agent.sender(), config.rules_file.is_some())?;
-    log::info!("started version={} {}", env!("CARGO_PKG_VERSION"), summary(config));
+    log::info!("started version={} configuration={:?}", env!("CARGO_PKG_VERSION"), summary(config));
     agent.run();
     Ok(())
 }

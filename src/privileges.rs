@@ -79,7 +79,7 @@ impl Drop for Raised {
     fn drop(&mut self) {
         if let Some(before) = &self.0 {
             if let Err(error) = caps::set(None, CapSet::Effective, before) {
-                log::error!("cannot lay capabilities aside again error={error}");
+                log::error!("cannot lay capabilities aside again error={:?}", error.to_string());
             }
         }
     }

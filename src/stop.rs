@@ -51,7 +51,7 @@ impl Stop {
         let mut fds = [PollFd::new(self.as_fd(), PollFlags::empty())];
         match poll(&mut fds, timeout(pause)) {
             Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => log::error!("waiting failed error={error}"),
+            Err(error) => log::error!("waiting failed error={error:?}"),
         }
         self.is_raised()
     }
@@ -73,7 +73,7 @@ impl Stop {
                 Ok(_) => return !self.is_raised(),
                 Err(Errno::EINTR) => {}
                 Err(error) => {
-                    log::error!("waiting failed error={error}");
+                    log::error!("waiting failed error={error:?}");
                     return false;
                 }
             }

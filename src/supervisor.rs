@@ -97,8 +97,9 @@ where
             let (was_healthy, error) = session(&context);
             if !context.stop.is_raised() {
                 failures = if was_healthy { 1 } else { failures + 1 };
-                log::debug!("source session ended source={source} failures={failures} reason={error}");
-                if !context.send(Event::SourceLost { source, reason: error.to_string() }) {
+                let reason = error.to_string();
+                log::debug!("source session ended source={source} failures={failures} reason={reason:?}");
+                if !context.send(Event::SourceLost { source, reason }) {
                     return;
                 }
                 if !context.stop.wait(backoff::wait_after(failures)) {

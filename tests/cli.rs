@@ -103,6 +103,8 @@ fn help_shows_every_flag_of_the_agent_it_replaces() {
         "relay-peer",
         "engine-grace",
         "log-format",
+        "log-level",
+        "rules-file",
         "check",
         "version",
     ] {

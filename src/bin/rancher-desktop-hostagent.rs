@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
+use log::LevelFilter;
 use rancher_desktop_agent::host::config::{self, Action, USAGE};
 use rancher_desktop_agent::host::run;
 use rancher_desktop_agent::logging;
@@ -22,7 +23,8 @@ fn main() -> ExitCode {
             return ExitCode::from(BAD_USAGE);
         }
     };
-    if let Err(error) = logging::start(config.log_format, config.debug) {
+    let level = if config.debug { LevelFilter::Debug } else { LevelFilter::Info };
+    if let Err(error) = logging::start(config.log_format, level) {
         complain(&error.to_string());
         return ExitCode::from(FAILED);
     }

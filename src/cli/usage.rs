@@ -212,14 +212,16 @@ Exit codes: 0 done, 1 failed, also where forwards could not be withdrawn; 2 wron
 };
 
 static DOCTOR: Usage = Usage {
-    synopsis: "rancher-desktop-guestagent doctor [flags]",
-    about: "Checks what the agent needs of this VM, and the agent if it runs; says what to do where something is wrong.",
+    synopsis: "rancher-desktop-guestagent doctor [flags] [-- AGENT FLAGS]",
+    about: "Checks what the agent needs of this VM, and the agent if it runs; says what to do where something is wrong. \
+            With flags of the agent, checks what an agent with these would need.",
     commands: &[],
     sections: &[Section { title: "Flags", flags: &[JSON, SOCKET, HELP] }],
-    operands_max: 0,
+    operands_max: 256,
     footer: "\
-Example:
+Examples:
   rancher-desktop-guestagent doctor
+  rancher-desktop-guestagent doctor -- -docker --sink http://192.168.127.1
 
 Exit codes: 0 all is well, 1 failed, 2 wrong usage, 3 a check failed.
 ",

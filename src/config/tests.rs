@@ -30,6 +30,22 @@ fn takes_flags_as_go_does() {
 }
 
 #[test]
+fn debug_is_a_log_level() {
+    for (line, level) in [
+        ("-docker", LevelFilter::Info),
+        ("-docker -debug", LevelFilter::Debug),
+        ("-docker -debug=false --log-level warn", LevelFilter::Warn),
+        ("-docker --log-level error -debug", LevelFilter::Debug),
+        ("-docker --log-level debug", LevelFilter::Debug),
+    ] {
+        assert_eq!(config(line).log_level, level, "{line}");
+    }
+    for line in ["-docker --log-level trace", "-docker --log-level off", "-docker --log-level WARN"] {
+        assert!(check(line).is_err(), "{line}");
+    }
+}
+
+#[test]
 fn sinks_replace_what_the_mode_chooses() {
     let sinks = config(
         "-docker -privilegedService --sink stdout: --sink unix:///run/x --sink vsock://2 \

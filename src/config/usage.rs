@@ -197,7 +197,13 @@ pub static USAGE: Usage = Usage {
                     default: "",
                     help: "where status, ports and the other commands ask this agent (default: /run/rancher-desktop-guestagent/control.sock, or in XDG_RUNTIME_DIR if not root); \"\" for nowhere",
                 },
-                Flag { name: "debug", takes: Takes::Bool, default: "false", help: "log everything" },
+                Flag { name: "debug", takes: Takes::Bool, default: "false", help: "log everything: --log-level debug" },
+                Flag {
+                    name: "log-level",
+                    takes: Takes::Value("LEVEL"),
+                    default: "info",
+                    help: "what is logged: error, warn, info (changes) or debug; the more serious always",
+                },
                 Flag {
                     name: "log-format",
                     takes: Takes::Value("text|json"),

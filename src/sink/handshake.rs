@@ -32,7 +32,7 @@ pub fn listen(sinks: Vec<SinkId>, context: Context) -> io::Result<Supervised> {
                 }
                 Ok(false) => {}
                 Err(error) => {
-                    log::warn!("handshake failed error={error}");
+                    log::warn!("handshake failed error={:?}", error.to_string());
                     // A broken listener must not be a busy loop.
                     context.stop.wait(Duration::from_secs(1));
                 }
@@ -52,7 +52,10 @@ fn bind(context: &Context) -> Option<VsockListener> {
         match bound {
             Ok(listener) => return Some(listener),
             Err(error) if failures == 0 => {
-                log::warn!("cannot answer handshakes on vsock port {HANDSHAKE_PORT}, trying on reason=\"{error}\"");
+                log::warn!(
+                    "cannot answer handshakes on vsock port {HANDSHAKE_PORT}, trying on reason={:?}",
+                    error.to_string()
+                );
             }
             Err(_) => {}
         }
@@ -71,7 +74,7 @@ fn answer(listener: &VsockListener) -> io::Result<bool> {
         Err(error) => return Err(error),
     };
     if peer.cid() != VMADDR_CID_HOST {
-        log::warn!("handshake refused cid={} (only the host, 2, may ask)", peer.cid());
+        log::warn!("handshake refused: only the host, 2, may ask cid={}", peer.cid());
         return Ok(false);
     }
     stream.set_nonblocking(false)?;

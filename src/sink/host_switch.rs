@@ -25,6 +25,7 @@ use crate::port::{Binding, Bindings};
 use crate::wire::expose::Exposed;
 use api::{Api, Wrong};
 use files::StateFile;
+pub use files::token;
 
 /// How often the server's list is read.
 const HEARTBEAT: Duration = Duration::from_secs(10);

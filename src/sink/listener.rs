@@ -130,7 +130,7 @@ impl Shared {
                 Ok(ready) => ready,
                 Err(Errno::EINTR) => continue,
                 Err(errno) => {
-                    log::error!("listener: epoll: {errno}; connections are not reset any more");
+                    log::error!("listener: connections are not reset any more error={errno:?}");
                     return;
                 }
             };

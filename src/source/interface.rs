@@ -28,7 +28,7 @@ pub fn watch(outward: Vec<Outward>, sinks: Vec<SinkId>, context: Context) -> io:
         warn_without(&last);
         while context.stop.readable(std::os::fd::AsFd::as_fd(&socket)) {
             if let Err(errno) = drain(&socket) {
-                log::error!("cannot watch addresses error={errno}; their changes go unseen");
+                log::error!("cannot watch addresses: their changes go unseen error={errno:?}");
                 return;
             }
             let now = addresses(&outward);

@@ -26,6 +26,14 @@ use crate::supervisor::Context;
 use client::{Client, EVENT_BYTES_MAX};
 pub use error::KubernetesError;
 
+/// Whether the kubeconfig and the files that it names can be read and used. Asks nobody.
+///
+/// # Errors
+/// Which of them cannot, where in it, and why.
+pub fn check(config: &KubernetesConfig) -> Result<(), KubernetesError> {
+    Client::load(config).map(drop)
+}
+
 /// A watch that lasts less counts as a failure, so that a server which ends them at once is asked less and less often.
 const WATCH_MIN: Duration = Duration::from_secs(1);
 

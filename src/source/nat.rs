@@ -33,6 +33,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use self::lock::Lock;
+use self::names::Names;
 use self::netlink::Changes;
 use self::probes::Probes;
 use self::reader::{Kind, Reader};
@@ -41,10 +42,20 @@ use crate::ordered::{Map, Set};
 use crate::parse::nat::View;
 use crate::parse::netlink::{link_lost, tables};
 use crate::port::Bindings;
+use crate::source::child::ToolError;
 use crate::supervisor::Context;
 
 /// How often everything in use is read, changed or not.
 const SAFETY_INTERVAL: Duration = Duration::from_secs(300);
+
+/// The tools that are not installed, and whether any is. Those of the older iptables are missed only where it is in use.
+pub fn missing_tools() -> (Vec<ToolError>, bool) {
+    let in_use = |kind: &Kind| kind.names_file().is_none_or(|file| Names::new(file).have_nat().unwrap_or(false));
+    let tools = Kind::ALL.into_iter().map(|kind| (kind, kind.tool()));
+    let (installed, missing): (Vec<_>, Vec<_>) = tools.partition(|(_, tool)| tool.is_ok());
+    let missed = missing.into_iter().filter(|(kind, _)| in_use(kind)).filter_map(|(_, tool)| tool.err());
+    (missed.collect(), !installed.is_empty())
+}
 
 /// Why a session ended.
 #[derive(Debug)]

@@ -82,7 +82,10 @@ impl StateFile {
 }
 
 /// What the API's bearer token is. Errors never quote it.
-pub(super) fn token(path: &Path) -> Result<String, String> {
+///
+/// # Errors
+/// A sentence for people.
+pub fn token(path: &Path) -> Result<String, String> {
     let problem = |why: String| format!("--api-token-file {path:?}: {why}");
     let bytes = read(path, OFlag::empty(), TOKEN_BYTES_MAX, OPEN).map_err(|error| problem(error.to_string()))?;
     let token = bytes.trim_ascii();

@@ -79,5 +79,8 @@ impl Lock {
 
 /// Says so once: it is not tried again in this session.
 fn give_up(error: impl std::fmt::Display) {
-    log::warn!("cannot watch {LOCK} error={error}; rules of iptables-legacy are read at every --nat-interval");
+    log::warn!(
+        "cannot watch {LOCK}: rules of iptables-legacy are read at every --nat-interval error={:?}",
+        error.to_string()
+    );
 }
