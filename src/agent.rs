@@ -201,12 +201,14 @@ impl Agent {
     /// Forwards matter more than answers: without the socket the agent goes on.
     fn start_control(&mut self, config: &Config) {
         let Some(path) = &config.control_socket else { return };
+        // The one that no configuration names.
+        let relay = self.names.iter().skip(config.sinks.len()).cloned();
         let facts = Facts {
             started: SystemTime::now(),
             arguments: std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect(),
             docker_host: config.docker.as_ref().map(|socket| format!("unix://{}", socket.display())),
             rules_file: config.rules_file.clone(),
-            sinks: self.names.clone(),
+            sinks: config.sinks.iter().map(|(sink, _)| sink.name()).chain(relay).collect(),
         };
         match Control::start(path, facts, self.sender.clone()) {
             Ok(control) => self.control = Some(control),

@@ -136,6 +136,39 @@ fn s03_repeated_failures_are_one_line() {
 }
 
 #[test]
+fn json_lines_have_the_details_as_fields_and_levels_leave_out_the_rest() {
+    let (engine, receiver, agent) = setup(&["--log-format", "json"]);
+    engine.start(&id(1), ports(&[("80/tcp", "192.0.2.1", "8001")]));
+    receiver.wait_held(&["127.0.0.1:8001/tcp"]);
+    // The relay says so, too.
+    agent.wait_log(&format!(
+        "\"binding\":\"127.0.0.1:8001/tcp\",\"owner\":\"docker:000000000000\",\"sink\":\"{}\"}}",
+        receiver.url()
+    ));
+    let log = agent.log();
+    let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let line = |message: &str| lines.iter().find(|line| line["message"] == message).unwrap_or_else(|| panic!("{log}"));
+    assert!(line("started")["configuration"].as_str().unwrap().contains("exposure=as-published"), "{log}");
+    let forwarding = lines.iter().find(|line| line["sink"] == receiver.url().as_str()).unwrap();
+    assert_eq!((&forwarding["level"], &forwarding["message"]), (&"INFO".into(), &"forwarding".into()));
+    let narrowed = line("exposed on the host's loopback only");
+    assert_eq!((&narrowed["level"], &narrowed["published"]), (&"WARN".into(), &"192.0.2.1:8001/tcp".into()));
+    assert_eq!(agent.stop(), Some(0));
+
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rancher-desktop-guestagent"));
+    command.args(["-docker", "-adminInstall", "--connect-interface", "lo", "--sink", &receiver.url()]);
+    command.args(["--log-level", "warn", "--control-socket", ""]);
+    command.env("DOCKER_HOST", format!("unix://{}", engine.socket().display()));
+    let mut agent = Process::spawn(command.stdout(Stdio::null()).stderr(Stdio::piped()));
+    receiver.wait_held(&["127.0.0.1:8001/tcp"]);
+    agent.signal(Signal::SIGTERM);
+    assert_eq!(agent.wait(), Some(0));
+    let mut log = String::new();
+    agent.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    assert!(log.contains("WARN") && !log.contains("INFO"), "{log}");
+}
+
+#[test]
 fn s04_removal_never_asks_the_engine() {
     let (engine, receiver, _agent) = setup(&[]);
     engine.start(&id(1), ports(&[("80/tcp", "0.0.0.0", "8001")]));

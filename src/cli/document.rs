@@ -90,14 +90,15 @@ pub fn plain_json(line: &str) -> String {
 
 /// `source:name`, or `source:key` where there is no name.
 pub fn owner(document: &Value) -> String {
-    let (name, key) = (raw(document, "name"), raw(document, "owner"));
+    let name = text(document, "name");
+    format!("{}:{}", text(document, "source"), if name.is_empty() { key(document) } else { name })
+}
+
+/// The owner's key, of a container's id what people know it by.
+pub fn key(document: &Value) -> String {
+    let key = raw(document, "owner");
     let is_id = key.len() == ID_CHARS.1 && key.bytes().all(|b| b.is_ascii_hexdigit());
-    let shown = match name {
-        "" if is_id => key.get(..ID_CHARS.0).unwrap_or(key),
-        "" => key,
-        name => name,
-    };
-    format!("{}:{}", text(document, "source"), plain(shown))
+    plain(if is_id { key.get(..ID_CHARS.0).unwrap_or(key) } else { key })
 }
 
 /// `address:port/protocol`, of the address in that field; `-` where there is none.

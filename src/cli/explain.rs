@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use serde_json::Value;
 
 use super::connection::{Connection, request, socket};
-use super::document::{age, endpoint, is, kind, list, number, owner, plain, plain_json, raw, text};
+use super::document::{age, endpoint, is, key, kind, list, number, owner, plain, plain_json, raw, text};
 use super::ports::port;
 use super::status::one;
 use super::table::wrap;
@@ -82,12 +82,10 @@ fn shown(port: &str, claims: &[&Value], forwards: &[&Value], status: &Value, now
 
 fn claimed(out: &mut String, claim: &Value) {
     let (who, published) = (owner(claim), endpoint(claim, "published_ip"));
-    wrap(out, &format!("{who} publishes {published}, for its port {}", number(claim, "container_port")), 0, INDENT);
+    let key = if raw(claim, "name").is_empty() { String::new() } else { format!(" ({})", key(claim)) };
+    let behind = number(claim, "container_port");
+    wrap(out, &format!("{who}{key} publishes {published}, for its port {behind}"), 0, INDENT);
     let mut say = |words: &str| wrap(out, words, INDENT, INDENT);
-    // What people find it by in its engine.
-    if !raw(claim, "name").is_empty() {
-        say(&format!("known to {} as {}", text(claim, "source"), text(claim, "owner")));
-    }
     let rule = match text(claim, "rule") {
         none if none.is_empty() => "no rule matches".to_owned(),
         rule => format!("by the rule {rule}"),
@@ -113,18 +111,16 @@ fn forwarded(out: &mut String, forward: &Value, now: SystemTime) {
         none if none.is_empty() => "nowhere".to_owned(),
         sink => format!("at {sink}"),
     };
-    let host = match endpoint(forward, "host_ip") {
-        none if none == "-" => String::new(),
-        host => format!(" on {host}"),
-    };
-    let failures = match number(forward, "failures") {
-        0 => String::new(),
-        count => format!(", failed {count} times in a row"),
-    };
-    wrap(out, &format!("{sink}{host}: {state} for {since}{failures}"), 0, INDENT);
+    wrap(out, &format!("{sink}: {state} for {since}"), 0, INDENT);
+    let mut say = |words: &str| wrap(out, words, INDENT, INDENT);
+    match (endpoint(forward, "host_ip").as_str(), number(forward, "failures")) {
+        ("-", _) => {}
+        (host, 0) => say(host),
+        (host, failures) => say(&format!("{host}, failures: {failures}")),
+    }
     let reason = text(forward, "reason");
     if !reason.is_empty() && state != "forwarding" {
-        wrap(out, &reason, INDENT, INDENT);
+        say(&reason);
     }
 }
 
@@ -191,8 +187,8 @@ fn advise_unknown(advice: &mut Vec<String>, status: &Value) {
         }
     }
     let watched: Vec<&str> = sources.iter().map(|source| raw(source, "source")).collect();
-    advice
-        .push(plain(&format!("The agent watches {}: start it with the flag of what it does not.", watched.join(", "))));
+    let watched = plain(&watched.join(", "));
+    advice.push(format!("The agent watches only this: {watched}. Its --help has a flag for everything else."));
 }
 
 #[cfg(test)]
@@ -230,12 +226,13 @@ mod tests {
         let expect = "\
 8080: not forwarded
 
-docker:web publishes 0.0.0.0:8080/tcp, for its port 80
-    known to docker as 0123456789ab
+docker:web (0123456789ab) publishes 0.0.0.0:8080/tcp, for its port 80
     allowed (no rule matches), on 127.0.0.1 of the host
 
-at relay:eth0 on 127.0.0.1:8080/tcp: forwarding for 5s
-at host-switch:http://x on 127.0.0.1:8080/tcp: conflict for 5s
+at relay:eth0: forwarding for 5s
+    127.0.0.1:8080/tcp
+at host-switch:http://x: conflict for 5s
+    127.0.0.1:8080/tcp
     address already in use
 
 What to do:
@@ -277,7 +274,8 @@ What to do:
 What to do:
 - docker is lost: connection refused\\u{1b}
 - Is there a NAT rule for it? See iptables-save and nft list ruleset.
-- The agent watches docker, nat: start it with the flag of what it does not.
+- The agent watches only this: docker, nat. Its --help has a flag for everything
+  else.
 ";
         assert_eq!(text, expect);
         let pending = [claim("counts", Value::Null), forward(json!("stdout:"), "pending", Value::Null)];

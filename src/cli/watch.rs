@@ -71,6 +71,7 @@ fn line(document: &Value, colours: bool) -> String {
         "rules" if raw(document, "problem").is_empty() => format!("rules: {} of the file", number(document, "count")),
         "rules" => format!("rules: the file is not taken{}", because("problem")),
         "reset" if raw(document, "state") == "begun" => "reset: withdraws everything".to_owned(),
+        "reset" if number(document, "left") == 0 => "reset: starts over".to_owned(),
         "reset" => format!("reset: starts over; {} forwards could not be withdrawn", number(document, "left")),
         _ => return String::new(),
     };

@@ -37,6 +37,18 @@ pub enum SinkConfig {
     WslProxy(PathBuf),
 }
 
+impl SinkConfig {
+    /// What it is called on the control socket: its kind, and where it is, as in `host-switch:http://192.168.127.1:80`.
+    pub fn name(&self) -> String {
+        let kind = match self {
+            SinkConfig::Listener | SinkConfig::Stdout | SinkConfig::WslProxy(_) => "",
+            SinkConfig::Vtunnel(_) => "vtunnel:",
+            SinkConfig::HostSwitch(_) => "host-switch:",
+        };
+        format!("{kind}{self}")
+    }
+}
+
 impl fmt::Display for SinkConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

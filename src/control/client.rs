@@ -24,21 +24,20 @@ use super::document;
 use super::request::{Filter, Op, Request, RequestError, parse};
 use super::ring::Next;
 use super::server::{Shared, Shown};
+use crate::event::Report;
+use crate::view::Change;
 
 /// The longest request, in bytes, without the end of its line.
 const LINE_BYTES_MAX: usize = 4096;
 
 /// What is written ahead for a client; a document more where that has just been reached.
-const OUT_BYTES_MAX: usize = 64 << 10;
+const OUT_BYTES_MAX: usize = 8 << 10;
 
 /// What one that watches may send on, for nothing.
 const IGNORED_BYTES_MAX: usize = 64 << 10;
 
 /// To send a request, or to take what is sent.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Fillings of a client's buffer, before it is others' turn.
-const TURNS_MAX: usize = 4;
 
 /// What a client is at.
 pub(super) enum Phase {
@@ -74,6 +73,8 @@ pub(super) struct Client {
     /// It sends nothing any more.
     eof: bool,
     out: Vec<u8>,
+    /// There was more for it than was written ahead.
+    has_more: bool,
     /// Documents of this response so far.
     count: u64,
     is_gone: bool,
@@ -89,7 +90,8 @@ impl Client {
     pub(super) fn new(stream: UnixStream) -> Client {
         let (input, out) = (Vec::new(), Vec::new());
         let since = Instant::now();
-        Client { stream, phase: Phase::Idle, since, input, ignored: 0, eof: false, out, count: 0, is_gone: false }
+        let (eof, has_more, is_gone) = (false, false, false);
+        Client { stream, phase: Phase::Idle, since, input, ignored: 0, eof, out, has_more, count: 0, is_gone }
     }
 
     /// Nobody is there, or everything is said.
@@ -116,7 +118,7 @@ impl Client {
                 Phase::Waiting { .. } | Phase::Sending { .. } | Phase::Resetting { .. } | Phase::Closing => false,
             };
         let read = if reads { PollFlags::POLLIN } else { PollFlags::empty() };
-        if self.out.is_empty() { read } else { read | PollFlags::POLLOUT }
+        if self.out.is_empty() && !self.has_more { read } else { read | PollFlags::POLLOUT }
     }
 
     /// When it has been waited for long enough. One that watches has time while there is nothing for it to take.
@@ -141,18 +143,11 @@ impl Client {
         if ready.contains(PollFlags::POLLIN) {
             self.read();
         }
-        for _ in 0..TURNS_MAX {
-            self.fill(shared);
-            if self.out.is_empty() {
-                break;
-            }
-            self.write();
-            if !self.out.is_empty() {
-                return;
-            }
-        }
-        // So that it is known whether there is more.
+        // Once, so that it is others' turn soon.
         self.fill(shared);
+        if !self.out.is_empty() {
+            self.write();
+        }
         if self.out.is_empty() {
             self.out = Vec::new();
         }
@@ -199,9 +194,12 @@ impl Client {
                 Phase::Waiting { .. } | Phase::Closing => false,
             };
             if !goes_on {
+                // What was asked for ahead is looked at when this is taken.
+                self.has_more = matches!(self.phase, Phase::Idle) && !self.out.is_empty();
                 return;
             }
         }
+        self.has_more = true;
     }
 
     /// Begins with the next request, if there is one.
@@ -295,9 +293,13 @@ impl Client {
             (Next::Lost(count), Some(_)) => self.put(document::count("lost", count)),
             (Next::Change(change), None) => {
                 if let Some((document, is_done)) = document::reset(&change) {
+                    if is_done && self.count == 0 {
+                        // It had begun already when this client asked, and the agent does not begin again.
+                        let begun = Change { report: Report::StartingOver, ..(*change).clone() };
+                        document::reset(&begun).into_iter().for_each(|(document, _)| self.put(document));
+                    }
                     self.put(document);
-                    // Another one's, that was under way when this one was asked for.
-                    if is_done && self.count > 1 {
+                    if is_done {
                         self.end();
                     }
                 }

@@ -87,16 +87,19 @@ struct Quoted<'a>(&'a str);
 impl Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_char('"')?;
-        for c in self.0.chars() {
-            match c {
-                '"' | '\\' => {
-                    f.write_char('\\')?;
-                    f.write_char(c)
-                }
-                c if c.is_control() => write!(f, "\\u{:04x}", u32::from(c)),
-                c => f.write_char(c),
-            }?;
+        let mut rest = self.0;
+        while let Some(at) = rest.find(|c: char| matches!(c, '"' | '\\') || c.is_control()) {
+            let (plain, odd) = rest.split_at(at);
+            f.write_str(plain)?;
+            let mut chars = odd.chars();
+            match chars.next() {
+                Some(c) if c.is_control() => write!(f, "\\u{:04x}", u32::from(c))?,
+                Some(c) => write!(f, "\\{c}")?,
+                None => {}
+            }
+            rest = chars.as_str();
         }
+        f.write_str(rest)?;
         f.write_char('"')
     }
 }

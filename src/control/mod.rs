@@ -23,7 +23,7 @@ mod server;
 mod state;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -53,7 +53,7 @@ pub struct Facts {
 
 /// What the agent puts in for the thread.
 enum Update {
-    View(View),
+    View(Box<View>),
     Changes(Vec<Change>),
     /// There was no room for so many changes.
     Lost(u64),
@@ -124,7 +124,7 @@ impl Control {
     ///
     /// # Errors
     /// Where the socket cannot be made, or another agent answers there already.
-    pub fn start(path: &PathBuf, facts: Facts, events: Sender<Event>) -> io::Result<Control> {
+    pub fn start(path: &Path, facts: Facts, events: Sender<Event>) -> io::Result<Control> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let link = Arc::new(Link { inbox: Mutex::default(), wake, watched: AtomicBool::new(false) });
         let server = server::Server::new(listen::open(path)?, link.clone(), events, facts);
@@ -146,7 +146,7 @@ impl Control {
 
     /// Answers [`Event::Show`]. Never waits.
     pub fn show(&self, view: View) {
-        self.link.put(Some(Update::View(view)));
+        self.link.put(Some(Update::View(Box::new(view))));
     }
 
     /// Tells clients that the agent ends, removes the socket, and hands the thread over to be joined.

@@ -30,7 +30,7 @@ const CLIENTS_MAX: usize = 64;
 const WATCHING_MAX: usize = 48;
 
 /// Clients that are let in before it is others' turn.
-const ACCEPTED_MAX: usize = 16;
+const ACCEPTED_MAX: usize = 128;
 
 /// Until the agent is asked again, where its channel is full.
 const ASK_AGAIN: Duration = Duration::from_millis(10);
@@ -178,7 +178,7 @@ impl Server {
         let (updates, is_over) = self.link.take();
         for update in updates {
             match update {
-                Update::View(view) => self.show(view),
+                Update::View(view) => self.show(*view),
                 Update::Changes(changes) => changes.into_iter().for_each(|change| self.shared.ring.push(change)),
                 Update::Lost(count) => self.shared.ring.skip(count),
             }

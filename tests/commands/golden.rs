@@ -22,7 +22,7 @@ const NUMBERS: [&str; 11] = [
     "\"failures\":",
     "process ",
     "up ",
-    "failed ",
+    "failures: ",
 ];
 
 /// Columns whose numbers do.
@@ -92,7 +92,7 @@ fn watch(world: &World, wrong: &mut String) {
     let has = |name: &str| fs::read_to_string(world.dir.join(name)).unwrap();
     eventually("all changes", || {
         let lines = names.map(|name| has(name).matches("withdrawn").count());
-        if lines == [2, 1] { Ok(()) } else { Err(lines) }
+        if lines == [2, 1] { Ok(()) } else { Err((lines, names.map(has), world.agent.log())) }
     });
     world.agent.process.signal(Signal::SIGTERM);
     for (name, mut process) in names.into_iter().zip(watching) {
@@ -145,7 +145,12 @@ fn normal(world: &World, text: &str) -> String {
             counted.push('\n');
             continue;
         }
-        counted += line;
+        let outside = |word: &str| if is_age(word) { "N".to_owned() } else { word.to_owned() };
+        counted += &if columns.is_empty() {
+            line.split(' ').map(outside).collect::<Vec<_>>().join(" ")
+        } else {
+            line.to_owned()
+        };
         counted.push('\n');
     }
     counted
@@ -159,6 +164,8 @@ fn word(word: &str) -> String {
     let name = match bare.len() {
         _ if shape == "0000-00-00T00:00:00.000Z" => "TIME",
         _ if shape == "00:00:00.000Z" => "CLOCK",
+        19 if bare.starts_with("docker:") && is_hex(&bare[7..]) => "docker:ID",
+        14 if bare.starts_with('(') && is_hex(bare.trim_matches(['(', ')'])) => "(ID)",
         _ if bare.ends_with("s:") && shape.trim_end_matches("s:").chars().all(|c| c == '0' || c == 'm') => "AGE:",
         64 if is_hex(bare) => "ID",
         _ if bare.ends_with("s,") && shape.trim_end_matches("s,").chars().all(|c| c == '0') => "AGE,",
@@ -168,6 +175,11 @@ fn word(word: &str) -> String {
         },
     };
     format!("{name}{}", &word[bare.len()..])
+}
+
+/// Of less than an hour.
+fn is_age(word: &str) -> bool {
+    word.ends_with('s') && word.len() > 1 && word.trim_end_matches('s').split('m').all(|n| n.parse::<u32>().is_ok())
 }
 
 /// The number in that column, with what makes it an age, becomes `N`, and what follows stays where it is.

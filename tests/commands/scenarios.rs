@@ -21,7 +21,7 @@ fn s13_a_taken_port_is_shown_the_others_forward_and_it_is_taken_when_free() {
     let ports = world.told(&["ports", "--state", "conflict"], 0);
     assert!(ports.contains("0.0.0.0:8081/tcp") && ports.contains(reason), "{ports}");
     let explained = world.told(&["explain", "8081"], 3);
-    for expect in ["8081: not forwarded", "docker:web publishes 0.0.0.0:8081/tcp", reason, "stop who has it"] {
+    for expect in ["8081: not forwarded", "publishes 0.0.0.0:8081/tcp", reason, "stop who has it"] {
         assert!(explained.contains(expect), "{expect}: {explained}");
     }
     let status = world.told(&["status"], 3);

@@ -48,7 +48,7 @@ impl Agent {
         }
         command.args(args).envs(env.iter().copied());
         let agent = Agent::spawn(command, args, dir);
-        agent.wait_log("started version");
+        agent.wait_log("started");
         agent
     }
 
