@@ -140,7 +140,7 @@ fn normal(world: &World, text: &str) -> String {
             columns.clear();
         } else if !begun.is_empty() {
             columns = begun;
-        } else if !line.starts_with(' ') {
+        } else if !columns.is_empty() && !line.starts_with(' ') {
             counted += &columns.iter().fold(line.to_owned(), |line, at| without_number(&line, *at));
             counted.push('\n');
             continue;
