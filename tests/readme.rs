@@ -7,6 +7,7 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+#[allow(dead_code)]
 #[path = "commands/world.rs"]
 mod world;
 
@@ -111,6 +112,5 @@ fn every_block_does_what_it_says() {
         if let Some(prints) = prints {
             assert_eq!(normal(&out), normal(&prints), "{commands}{out}");
         }
-        println!("--- {commands}{out}{err}");
     }
 }
