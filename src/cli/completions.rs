@@ -10,7 +10,8 @@ use crate::config::usage::USAGE;
 use crate::flags::{Flag, Parsed, Takes, Usage};
 
 /// Values of flags that take few, and of the operands of commands that do.
-const VALUES: [(&str, &str); 4] = [
+const VALUES: [(&str, &str); 5] = [
+    ("log-level", "error warn info debug"),
     ("protocol", "tcp udp"),
     ("source", "docker containerd nat kubernetes sockets agent"),
     ("state", "pending forwarding conflict denied failed left-out withdrawn"),
