@@ -142,6 +142,41 @@ fn an_agent_that_says_nothing_is_not_waited_for_without_end() {
 }
 
 #[test]
+fn an_agent_that_comes_late_ends_or_loses_changes_is_asked_again() {
+    let dir = TempDir::new();
+    let socket = dir.join("s").display().to_string();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rancher-desktop-guestagent"));
+    command.args(["wait", "--port", "80", "--timeout", "20s", "--json", "--socket", &socket]);
+    let mut wait = Process::spawn(command.stdout(Stdio::piped()));
+    assert!(wait.is_running(), "nobody answers yet");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let forward = |sink: &str, state: &str| {
+        format!(
+            "{{\"schema\":1,\"type\":\"forward\",\"protocol\":\"tcp\",\"port\":80,\"sink\":\"{sink}\",\
+             \"state\":\"{state}\"}}\n"
+        )
+    };
+    let (relay, pending) = (forward("relay", "forwarding"), forward("stdout:", "pending"));
+    let stopping = "{\"schema\":1,\"type\":\"error\",\"code\":\"stopping\",\"message\":\"x\"}\n".to_owned();
+    let lost = "{\"schema\":1,\"type\":\"lost\",\"count\":1}\n".to_owned();
+    let odd = "{\"schema\":1,\"type\":\"a-newer-one\"}\n".to_owned();
+    for answer in [String::new(), relay.clone() + &pending + &stopping, lost] {
+        let mut stream = listener.accept().unwrap().0;
+        let mut request = String::new();
+        BufReader::new(stream.try_clone().unwrap()).read_line(&mut request).unwrap();
+        assert_eq!(request, "{\"op\":\"watch\",\"port\":80,\"replay\":true,\"schema\":1}\n");
+        stream.write_all(answer.as_bytes()).unwrap();
+    }
+    let mut stream = listener.accept().unwrap().0;
+    let there = forward("stdout:", "forwarding");
+    stream.write_all((odd + &relay + &there).as_bytes()).unwrap();
+    assert_eq!(wait.wait(), Some(0));
+    let mut out = String::new();
+    wait.0.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+    assert_eq!(out, there, "the agent's own relay is not what is waited for");
+}
+
+#[test]
 fn a_forward_that_goes_without_a_word_is_not_waited_for_again() {
     let pending = "{\"schema\":1,\"type\":\"forward\",\"protocol\":\"tcp\",\"port\":80,\"host_ip\":\"127.0.0.1\",\
                    \"sink\":\"stdout:\",\"state\":\"pending\",\"since\":\"x\"}\n";
