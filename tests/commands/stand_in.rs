@@ -1,7 +1,10 @@
 //! Commands against an agent that is a few lines of a test: what it never does, a broken one might.
 
+use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -110,6 +113,29 @@ fn no_agent_is_exit_code_4_with_what_to_do() {
     let begun = Instant::now();
     ends(&agent(&["wait", "--port", "80", "--timeout", "100ms"]), 4, "no agent answers");
     assert!(begun.elapsed() >= Duration::from_millis(80), "it may come yet");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn who_may_not_ask_is_told_so_at_once() {
+    let dir = TempDir::new();
+    let (program, closed) = (dir.join("agent"), dir.join("closed"));
+    fs::copy(env!("CARGO_BIN_EXE_rancher-desktop-guestagent"), &program).unwrap();
+    fs::DirBuilder::new().mode(0o700).create(&closed).unwrap();
+    let _listener = UnixListener::bind(closed.join("s")).unwrap();
+    let socket = closed.join("s").display().to_string();
+    let nobody = |words: &[&str], runtime_dir: Option<&str>| {
+        let mut command = Command::new(&program);
+        command.args(words).uid(65_534).gid(65_534).env_remove("XDG_RUNTIME_DIR");
+        command.envs(runtime_dir.map(|dir| ("XDG_RUNTIME_DIR", dir))).output().unwrap()
+    };
+    let expect = format!("may not ask the agent at {socket}: it answers root and its own user; try sudo");
+    ends(&nobody(&["status", "--socket", &socket], None), 4, &expect);
+    let begun = Instant::now();
+    ends(&nobody(&["wait", "--port", "80", "--socket", &socket], None), 4, &expect);
+    assert!(begun.elapsed() < Duration::from_secs(10), "it is not going to be allowed");
+    ends(&nobody(&["status"], None), 4, "XDG_RUNTIME_DIR is not set");
+    ends(&nobody(&["status"], Some("/nonexistent")), 4, "/nonexistent/rancher-desktop-guestagent/control.sock");
 }
 
 #[test]
