@@ -213,7 +213,7 @@ impl Server {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    log::warn!("the control socket lets nobody in reason={error}");
+                    log::warn!("the control socket lets nobody in reason={:?}", error.to_string());
                     self.full_until = Some(now + ACCEPT_AGAIN);
                 }
             }
