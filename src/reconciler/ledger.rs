@@ -93,7 +93,7 @@ impl Ledger {
         let forward = self.forwards.entry(exposed).or_insert_with(|| Forward {
             asks: Vec::with_capacity(1),
             owner: owner.clone(),
-            published: Some(published.host_ip),
+            published: Some(published),
             container_port,
             held: Held::No,
             flying: None,

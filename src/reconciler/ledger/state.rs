@@ -1,6 +1,5 @@
 //! What a ledger knows of each forward, of each owner's lane, of each document on its way, and of the peer.
 
-use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::time::Instant;
 
@@ -31,8 +30,8 @@ pub(super) struct Forward {
     pub(super) asks: Vec<Ask>,
     /// Whose documents carry it: the owner of the first ask, the last one known if there is none.
     pub(super) owner: Owner,
-    /// The address that was published: by the first ask, or by the last one known; `None`: it is of an earlier run.
-    pub(super) published: Option<IpAddr>,
+    /// What was published: the first ask, or the last one known; `None`: it is of an earlier run.
+    pub(super) published: Option<Binding>,
     pub(super) container_port: NonZeroU16,
     pub(super) held: Held,
     /// What the document on its way does to it.
@@ -49,7 +48,7 @@ impl Forward {
     /// After its asks have changed: the owner that it leaves for that of the first ask.
     pub(super) fn follow_first(&mut self) -> Option<Owner> {
         let first = self.asks.first()?;
-        self.published = Some(first.published.host_ip);
+        self.published = Some(first.published);
         self.container_port = first.container_port;
         (self.owner != first.owner).then(|| std::mem::replace(&mut self.owner, first.owner.clone()))
     }
@@ -130,7 +129,7 @@ pub(super) fn tell(
         sink,
         owner: forward.owner.clone(),
         binding,
-        published: forward.published.map(|ip| (ip, forward.container_port)),
+        published: forward.published.map(|published| (published.host_ip, forward.container_port)),
         state,
         failures: forward.failures,
         again: same || unheard,

@@ -39,7 +39,7 @@ impl Ledger {
             protocol: binding.protocol,
             port: binding.host_port,
             host_ip: Some(binding.host_ip),
-            published_ip: forward.published,
+            published_ip: forward.published.map(|published| published.host_ip),
             container_port: forward.published.map(|_| forward.container_port),
             sink: Some(SinkId(self.id.0)),
             state: self.state(forward),
