@@ -127,7 +127,7 @@ fn without_an_agent_the_flags_count() {
     docker("No such file", "start the engine");
     let listener = UnixListener::bind(&socket).unwrap();
     docker("", "");
-    fs::set_permissions(&socket, Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&socket, Permissions::from_mode(0o000)).unwrap();
     // Root's right to pass over permissions is not the agent's.
     docker("Permission denied", "in its group");
     fs::set_permissions(&socket, Permissions::from_mode(0o600)).unwrap();
