@@ -213,7 +213,8 @@ impl Agent {
         match Control::start(path, facts, self.sender.clone()) {
             Ok(control) => self.control = Some(control),
             Err(error) => log::warn!(
-                "no control socket: status, ports and other commands cannot ask this agent path={path:?} reason=\"{error}\""
+                "no control socket: status, ports and other commands cannot ask this agent path={path:?} reason={:?}",
+                error.to_string()
             ),
         }
     }
@@ -254,10 +255,12 @@ impl Agent {
                 self.end_threads();
                 self.sinks.iter().for_each(Running::hurry);
             }
-            match event {
-                Event::Show(scope) => self.show(scope),
-                Event::Reread => self.reread_rules(),
-                event => self.react(event),
+            if let Event::Show(scope) = event {
+                self.show(scope);
+            } else if event == Event::Reread {
+                self.reread_rules();
+            } else {
+                self.react(event);
             }
         }
         if self.reconciler.is_empty() {
@@ -347,7 +350,7 @@ impl Agent {
     fn start_over(&self) -> Option<Event> {
         for source in &self.sources {
             if let Err(error) = source.start_over() {
-                log::error!("a source cannot be asked again reason=\"{error}\"");
+                log::error!("a source cannot be asked again reason={:?}", error.to_string());
             }
         }
         self.own_claim()

@@ -288,7 +288,8 @@ pub enum Report {
         state: ForwardState,
         /// How often it has failed in a row.
         failures: u32,
-        /// It was in that state before, and was put back after the peer had, or may have, lost it.
+        /// No news for the log: it was in that state before, and was put back after the peer had, or may have, lost it; or it
+        /// goes, and nothing was ever said of it.
         again: bool,
     },
     /// A sink's peer went away or came back.

@@ -46,11 +46,17 @@ static SEEN: Mutex<Option<Seen>> = Mutex::new(None);
 pub fn holder(protocol: Protocol, addr: SocketAddr) -> Option<String> {
     // A clock that has only just begun has seen nothing.
     let since = Instant::now().checked_sub(SEEN_AGE_MAX)?;
-    holder_since(protocol, addr, since)
+    holder_since(protocol, addr, since).map(|found| found.unwrap_or_else(|uid| format!("a process of uid {uid}")))
 }
 
-/// The same, where what was seen at that time or later is believed: one look for all that is asked of one time.
-pub fn holder_since(protocol: Protocol, addr: SocketAddr, since: Instant) -> Option<String> {
+/// The process that listens there, where it is seen. What was seen at that time or later is believed: one look for all that is
+/// asked of one time.
+pub fn process_since(protocol: Protocol, addr: SocketAddr, since: Instant) -> Option<String> {
+    holder_since(protocol, addr, since)?.ok()
+}
+
+/// The process, or else whose it is.
+fn holder_since(protocol: Protocol, addr: SocketAddr, since: Instant) -> Option<Result<String, u32>> {
     let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
     if seen.as_ref().is_none_or(|seen| seen.at < since) {
         *seen = look();
@@ -59,7 +65,7 @@ pub fn holder_since(protocol: Protocol, addr: SocketAddr, since: Instant) -> Opt
     let mut here = sockets.iter().filter(|socket| is_in_the_way(socket, protocol, addr)).peekable();
     let first = *here.peek()?;
     let named = here.find_map(|socket| processes.iter().find(|(inode, _)| *inode == socket.inode));
-    Some(named.map_or_else(|| format!("a process of uid {}", first.uid), |(_, name)| name.clone()))
+    Some(named.map(|(_, name)| name.clone()).ok_or(first.uid))
 }
 
 fn is_in_the_way(socket: &Listening, protocol: Protocol, addr: SocketAddr) -> bool {

@@ -64,8 +64,9 @@ pub struct Reconciler {
     awaited: Set<Source>,
     /// Owners of claims that lead nowhere.
     stale: Set<Owner>,
-    /// For display.
+    /// For display: of those who claim something, and of some who did.
     names: Map<Owner, Arc<str>>,
+    former_names: Map<Owner, Arc<str>>,
     next_ticket: u64,
     /// Everything is being withdrawn, until then at most, to be learned anew.
     starting_over: Option<Instant>,
@@ -93,6 +94,7 @@ impl Reconciler {
             sources: Sources::new(settings.sources, now),
             stale: Set::new(),
             names: Map::new(),
+            former_names: Map::new(),
             next_ticket: 0,
             starting_over: None,
             stopping: false,
@@ -271,7 +273,7 @@ impl Reconciler {
         }
         if bindings.is_empty() {
             self.stale.remove(&owner);
-            self.names.remove(&owner);
+            self.forget_name(owner);
         } else {
             self.claims.insert(owner, bindings);
         }

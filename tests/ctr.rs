@@ -56,7 +56,9 @@ impl World {
     }
 
     fn write(&self, name: &str, text: &str) {
-        fs::write(self.dir.join(name), text).unwrap();
+        // As a whole: `ctr` may be run meanwhile.
+        fs::write(self.dir.join("new"), text).unwrap();
+        fs::rename(self.dir.join("new"), self.dir.join(name)).unwrap();
     }
 
     fn event(&mut self, topic: &str, json: &str) {

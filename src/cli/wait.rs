@@ -21,6 +21,10 @@ use crate::view::State;
 /// Between two attempts to reach an agent.
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// How long what is there already counts where changes alone do not tell all: a forward that is about to be told may go
+/// without a word.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
 /// Forwards that are named when the time is over.
 const NAMED_MAX: usize = 4;
 
@@ -95,7 +99,17 @@ fn watch(
     connection.ask(request.clone())?;
     *seen = Seen::default();
     let mut replayed = false;
-    while let Some(document) = connection.next(Some(end))? {
+    let until = match wish.state {
+        State::Withdrawn | State::Pending => end.min(Instant::now() + LOOK_AGAIN),
+        _ => end,
+    };
+    loop {
+        let document = match connection.next(Some(until)) {
+            Ok(Some(document)) => document,
+            Ok(None) => return Err(Ended::Gone("the agent ended the answer".to_owned())),
+            Err(Ended::TimedOut) if until < end => return Err(Ended::Gone("it is looked at again".to_owned())),
+            Err(ended) => return Err(ended),
+        };
         let state = match raw(&document.value, "type") {
             "forward" => State::parse(raw(&document.value, "state")),
             "lost" => return Err(Ended::Gone("it lost changes".to_owned())),
@@ -116,7 +130,6 @@ fn watch(
             return Ok(Some(document).filter(|_| state == Some(State::Withdrawn)));
         }
     }
-    Err(Ended::Gone("the agent ended the answer".to_owned()))
 }
 
 fn done(wish: &Wish, what: &str, document: Option<&Document>) -> Result<Exit, Failure> {

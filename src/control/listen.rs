@@ -29,7 +29,7 @@ impl SocketFile {
     pub(super) fn remove(&self) {
         if identity(&self.path).ok() == Some(self.identity) {
             if let Err(error) = fs::remove_file(&self.path) {
-                log::warn!("cannot remove the control socket path={} reason={error}", self.path.display());
+                log::warn!("cannot remove the control socket path={:?} reason={:?}", self.path, error.to_string());
             }
         }
     }

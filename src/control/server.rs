@@ -19,7 +19,7 @@ use super::ring::Ring;
 use super::state::{self, Clients, Present};
 use super::{Facts, Link, Update};
 use crate::event::{Event, Scope};
-use crate::holder::holder_since;
+use crate::holder::process_since;
 use crate::queue::Sender;
 use crate::view::{Change, View};
 
@@ -75,7 +75,7 @@ impl Shared {
     /// Does something with what it takes to make documents of that time.
     pub(super) fn with(&self, clock: &Clock, make: &mut dyn FnMut(&Context<'_>)) {
         // All that is asked of one time is answered with one look at processes, at most.
-        let process = |protocol, addr| holder_since(protocol, addr, clock.at);
+        let process = |protocol, addr| process_since(protocol, addr, clock.at);
         make(&Context { sinks: &self.facts.sinks, clock: *clock, process: &process });
     }
 
@@ -213,7 +213,7 @@ impl Server {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    log::warn!("the control socket lets nobody in reason={error}");
+                    log::warn!("the control socket lets nobody in reason={:?}", error.to_string());
                     self.full_until = Some(now + ACCEPT_AGAIN);
                 }
             }

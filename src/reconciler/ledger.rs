@@ -93,6 +93,7 @@ impl Ledger {
         let forward = self.forwards.entry(exposed).or_insert_with(|| Forward {
             asks: Vec::with_capacity(1),
             owner: owner.clone(),
+            published: Some(published.host_ip),
             container_port,
             held: Held::No,
             flying: None,
@@ -130,6 +131,7 @@ impl Ledger {
             let forward = Forward {
                 asks: Vec::new(),
                 owner: owner.clone(),
+                published: None,
                 container_port: binding.host_port,
                 held: if certain { Held::Yes } else { Held::Maybe },
                 flying: None,
@@ -318,9 +320,7 @@ impl Ledger {
             None => {
                 let owner = forward.owner.clone();
                 if forward.held == Held::No {
-                    if forward.told.is_some() {
-                        tell((self.id, self.now), forward, binding, ForwardState::Withdrawn, false, &mut self.reports);
-                    }
+                    tell((self.id, self.now), forward, binding, ForwardState::Withdrawn, false, &mut self.reports);
                     self.forwards.remove(&binding);
                 } else if !forward.asks.is_empty() && forward.told.is_none() {
                     // Found there, and wanted.

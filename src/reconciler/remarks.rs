@@ -8,6 +8,9 @@ use crate::ordered::{Map, Set};
 use crate::policy::Rule;
 use crate::port::{Binding, equal_in_ipv4};
 
+/// Names that are kept of owners who have gone.
+const FORMER_NAMES_MAX: usize = 1024;
+
 impl Reconciler {
     /// Says what people should know of a binding that is claimed for the first time.
     pub(super) fn remark(&self, owner: &Owner, binding: Binding, out: &mut Vec<Command>) {
@@ -44,6 +47,16 @@ impl Reconciler {
             if self.names.len() < BINDINGS_MAX || self.names.contains_key(&owner) {
                 self.names.insert(owner, name);
             }
+        }
+    }
+
+    /// Its forwards are still to be withdrawn, and people to be told whose they were.
+    pub(super) fn forget_name(&mut self, owner: Owner) {
+        if let Some(name) = self.names.remove(&owner) {
+            self.former_names.insert(owner, name);
+        }
+        if self.former_names.len() > FORMER_NAMES_MAX {
+            self.former_names.pop_first();
         }
     }
 

@@ -39,7 +39,7 @@ impl Reconciler {
 
     /// The name of an owner, for display.
     pub fn name(&self, owner: &Owner) -> Option<Arc<str>> {
-        self.names.get(owner).cloned()
+        self.names.get(owner).or_else(|| self.former_names.get(owner)).cloned()
     }
 
     fn claimed_by(&self, source: Source) -> (usize, usize) {

@@ -36,6 +36,12 @@ fn s13_a_taken_port_is_shown_the_others_forward_and_it_is_taken_when_free() {
     world.vm.wait_200("127.0.0.1:8081", &world.agent);
     assert!(world.told(&["status"], 0).starts_with("ok\n"));
     world.told(&["explain", "8081"], 0);
+    let mut gone =
+        Process::spawn(world.agent.ask(&["wait", "--port", "8081", "--state", "withdrawn"]).stdout(Stdio::null()));
+    world.wait_clients(2);
+    assert!(gone.is_running());
+    world.engine.remove("web");
+    assert_eq!(gone.wait(), Some(0));
 }
 
 #[test]

@@ -142,6 +142,24 @@ fn an_agent_that_says_nothing_is_not_waited_for_without_end() {
 }
 
 #[test]
+fn a_forward_that_goes_without_a_word_is_not_waited_for_again() {
+    let pending = "{\"schema\":1,\"type\":\"forward\",\"protocol\":\"tcp\",\"port\":80,\"host_ip\":\"127.0.0.1\",\
+                   \"sink\":\"stdout:\",\"state\":\"pending\",\"since\":\"x\"}\n";
+    let replayed = "{\"schema\":1,\"type\":\"replayed\",\"count\":1}\n";
+    let dir = TempDir::new();
+    let listener = UnixListener::bind(dir.join("s")).unwrap();
+    let socket = dir.join("s").display().to_string();
+    let words = ["wait", "--port", "80", "--state", "withdrawn", "--timeout", "20s", "--socket", &socket];
+    let mut wait = Process::spawn(Command::new(env!("CARGO_BIN_EXE_rancher-desktop-guestagent")).args(words));
+    let first = listener.accept().unwrap().0;
+    (&first).write_all(format!("{pending}{replayed}").as_bytes()).unwrap();
+    let second = listener.accept().unwrap().0;
+    assert!(wait.is_running());
+    (&second).write_all(replayed.as_bytes()).unwrap();
+    assert_eq!(wait.wait(), Some(0));
+}
+
+#[test]
 fn watching_ends_with_the_agent_or_with_the_reader() {
     let lost = "{\"schema\":1,\"type\":\"lost\",\"count\":7}\n";
     let output = StandIn::new(lost, true).ask(&["watch", "--json"]);

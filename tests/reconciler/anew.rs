@@ -214,7 +214,15 @@ fn names_are_kept_as_long_as_their_claims() {
     assert_eq!(view(&world).rows[0].name.as_deref(), Some("web"));
     world.apply(names(&[("a", "renamed")]));
     assert_eq!(name(&world, "a").as_deref(), Some("renamed"));
+    // Its forwards have yet to be withdrawn, and people want to know whose they were. But not of everybody for ever.
     world.claim("a", "");
+    assert_eq!(name(&world, "a").as_deref(), Some("renamed"));
+    for other in 0..1024 {
+        let key = format!("b{other}");
+        world.apply(names(&[(&key, "other")]));
+        world.claim(&key, "0.0.0.0:80/tcp");
+        world.claim(&key, "");
+    }
     assert_eq!(name(&world, "a"), None);
 }
 

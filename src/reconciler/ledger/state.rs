@@ -1,5 +1,6 @@
 //! What a ledger knows of each forward, of each owner's lane, of each document on its way, and of the peer.
 
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::time::Instant;
 
@@ -30,6 +31,8 @@ pub(super) struct Forward {
     pub(super) asks: Vec<Ask>,
     /// Whose documents carry it: the owner of the first ask, the last one known if there is none.
     pub(super) owner: Owner,
+    /// The address that was published: by the first ask, or by the last one known; `None`: it is of an earlier run.
+    pub(super) published: Option<IpAddr>,
     pub(super) container_port: NonZeroU16,
     pub(super) held: Held,
     /// What the document on its way does to it.
@@ -46,6 +49,7 @@ impl Forward {
     /// After its asks have changed: the owner that it leaves for that of the first ask.
     pub(super) fn follow_first(&mut self) -> Option<Owner> {
         let first = self.asks.first()?;
+        self.published = Some(first.published.host_ip);
         self.container_port = first.container_port;
         (self.owner != first.owner).then(|| std::mem::replace(&mut self.owner, first.owner.clone()))
     }
@@ -102,7 +106,8 @@ pub(super) enum Timer {
     Lane(Owner),
 }
 
-/// Reports a forward's state where it differs from what was reported last, or is so `again`.
+/// Reports a forward's state where it differs from what was reported last, or is so `again`. That one has gone of which
+/// nothing was said is no news for the log, but for those who wait for it.
 pub(super) fn tell(
     (sink, now): (SinkId, Instant),
     forward: &mut Forward,
@@ -115,19 +120,19 @@ pub(super) fn tell(
     if same && !again {
         return;
     }
+    let unheard = forward.told.is_none() && state == ForwardState::Withdrawn;
     let kind = |state: &ForwardState| std::mem::discriminant(state);
     if again || forward.told.as_ref().map(kind) != Some(kind(&state)) {
         forward.since = now;
     }
     forward.told = Some(state.clone());
-    let first = forward.asks.first();
     out.push(Command::Report(Report::Forward {
         sink,
         owner: forward.owner.clone(),
         binding,
-        published: first.map(|ask| (ask.published.host_ip, ask.container_port)),
+        published: forward.published.map(|ip| (ip, forward.container_port)),
         state,
         failures: forward.failures,
-        again: same,
+        again: same || unheard,
     }));
 }

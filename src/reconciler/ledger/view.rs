@@ -35,13 +35,12 @@ impl Ledger {
     }
 
     fn row(&self, binding: Binding, forward: &Forward) -> Row {
-        let first = forward.asks.first();
         Row {
             protocol: binding.protocol,
             port: binding.host_port,
             host_ip: Some(binding.host_ip),
-            published_ip: first.map(|ask| ask.published.host_ip),
-            container_port: first.map(|ask| ask.container_port),
+            published_ip: forward.published,
+            container_port: forward.published.map(|_| forward.container_port),
             sink: Some(SinkId(self.id.0)),
             state: self.state(forward),
             reason: self.reason(forward).map(Arc::from),
