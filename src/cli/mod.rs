@@ -138,8 +138,9 @@ pub fn print(text: &str) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
+/// For a command of the table that [`command`] does not know, which a test rules out.
 fn not_built() -> Failure {
-    Failure::new(Exit::Failed, "not built yet")
+    Failure::new(Exit::Failed, "this command does nothing")
 }
 
 /// What to say of a word that is no command.
@@ -154,5 +155,20 @@ fn help(parsed: &Parsed) -> Result<Exit, Failure> {
     match usage::COMMANDS.iter().find(|command| command.name == name) {
         Some(command) => print(&command.usage.help()),
         None => Err(Failure::new(Exit::Usage, unknown(name))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_of_the_table_does_something() {
+        for known in &usage::COMMANDS {
+            assert!(command(known.name).is_some(), "{}", known.name);
+        }
+        assert!(command("stauts").is_none());
+        assert_eq!(run(&["-docker".into()]), None, "the agent's own command line");
+        assert_eq!(run(&[]), None);
     }
 }

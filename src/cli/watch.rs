@@ -48,8 +48,10 @@ fn line(document: &Value, colours: bool) -> String {
     };
     let said = match raw(document, "type") {
         "forward" => {
-            let state = format!("{:STATE_COLUMNS$}", of("state"));
-            let state = state.replace(state.trim_end(), &coloured(state.trim_end(), colours));
+            let state = of("state");
+            // Padded by hand: the width does not count what colours it.
+            let gap = " ".repeat(STATE_COLUMNS.saturating_sub(state.chars().count()));
+            let state = coloured(&state, colours) + &gap;
             let host = match endpoint(document, "host_ip") {
                 none if none == "-" => port(document),
                 host => host,

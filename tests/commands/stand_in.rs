@@ -1,7 +1,10 @@
 //! Commands against an agent that is a few lines of a test: what it never does, a broken one might.
 
+use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -113,6 +116,29 @@ fn no_agent_is_exit_code_4_with_what_to_do() {
 }
 
 #[test]
+#[ignore = "needs root"]
+fn who_may_not_ask_is_told_so_at_once() {
+    let dir = TempDir::new();
+    let (program, closed) = (dir.join("agent"), dir.join("closed"));
+    fs::copy(env!("CARGO_BIN_EXE_rancher-desktop-guestagent"), &program).unwrap();
+    fs::DirBuilder::new().mode(0o700).create(&closed).unwrap();
+    let _listener = UnixListener::bind(closed.join("s")).unwrap();
+    let socket = closed.join("s").display().to_string();
+    let nobody = |words: &[&str], runtime_dir: Option<&str>| {
+        let mut command = Command::new(&program);
+        command.args(words).uid(65_534).gid(65_534).env_remove("XDG_RUNTIME_DIR");
+        command.envs(runtime_dir.map(|dir| ("XDG_RUNTIME_DIR", dir))).output().unwrap()
+    };
+    let expect = format!("may not ask the agent at {socket}: it answers root and its own user; try sudo");
+    ends(&nobody(&["status", "--socket", &socket], None), 4, &expect);
+    let begun = Instant::now();
+    ends(&nobody(&["wait", "--port", "80", "--socket", &socket], None), 4, &expect);
+    assert!(begun.elapsed() < Duration::from_secs(10), "it is not going to be allowed");
+    ends(&nobody(&["status"], None), 4, "XDG_RUNTIME_DIR is not set");
+    ends(&nobody(&["status"], Some("/nonexistent")), 4, "/nonexistent/rancher-desktop-guestagent/control.sock");
+}
+
+#[test]
 fn wrong_usage_is_exit_code_2_before_anybody_is_asked() {
     let nobody = "--socket=/nonexistent";
     for (words, expect) in [
@@ -139,6 +165,41 @@ fn an_agent_that_says_nothing_is_not_waited_for_without_end() {
     let stuck = StandIn::new("", false);
     ends(&stuck.ask(&["wait", "--port", "80", "--timeout", "200ms"]), 5, "port 80 is not forwarding in time");
     ends(&stuck.ask(&["reset", "--timeout", "200ms"]), 5, "has not withdrawn everything in time");
+}
+
+#[test]
+fn an_agent_that_comes_late_ends_or_loses_changes_is_asked_again() {
+    let dir = TempDir::new();
+    let socket = dir.join("s").display().to_string();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rancher-desktop-guestagent"));
+    command.args(["wait", "--port", "80", "--timeout", "20s", "--json", "--socket", &socket]);
+    let mut wait = Process::spawn(command.stdout(Stdio::piped()));
+    assert!(wait.is_running(), "nobody answers yet");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let forward = |sink: &str, state: &str| {
+        format!(
+            "{{\"schema\":1,\"type\":\"forward\",\"protocol\":\"tcp\",\"port\":80,\"sink\":\"{sink}\",\
+             \"state\":\"{state}\"}}\n"
+        )
+    };
+    let (relay, pending) = (forward("relay", "forwarding"), forward("stdout:", "pending"));
+    let stopping = "{\"schema\":1,\"type\":\"error\",\"code\":\"stopping\",\"message\":\"x\"}\n".to_owned();
+    let lost = "{\"schema\":1,\"type\":\"lost\",\"count\":1}\n".to_owned();
+    let odd = "{\"schema\":1,\"type\":\"a-newer-one\"}\n".to_owned();
+    for answer in [String::new(), relay.clone() + &pending + &stopping, lost] {
+        let mut stream = listener.accept().unwrap().0;
+        let mut request = String::new();
+        BufReader::new(stream.try_clone().unwrap()).read_line(&mut request).unwrap();
+        assert_eq!(request, "{\"op\":\"watch\",\"port\":80,\"replay\":true,\"schema\":1}\n");
+        stream.write_all(answer.as_bytes()).unwrap();
+    }
+    let mut stream = listener.accept().unwrap().0;
+    let there = forward("stdout:", "forwarding");
+    stream.write_all((odd + &relay + &there).as_bytes()).unwrap();
+    assert_eq!(wait.wait(), Some(0));
+    let mut out = String::new();
+    wait.0.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+    assert_eq!(out, there, "the agent's own relay is not what is waited for");
 }
 
 #[test]
