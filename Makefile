@@ -24,7 +24,7 @@ demo: build ## show a container's ports answering on the host (root; a few secon
 	@scripts/demo.sh $(ENGINE) $(SINK)
 
 test: musl ## run every test, against real engines and in a VM (root; installs what is missing)
-	@scripts/deps.sh docker podman containerd cni openssl vm
+	@scripts/deps.sh docker podman containerd cni openssl commands vm
 	@tests/vm/prepare.sh
 	cargo test --locked --no-fail-fast -- --include-ignored
 

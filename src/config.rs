@@ -183,6 +183,11 @@ pub fn read(
     words: impl IntoIterator<Item = OsString>,
     environment: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Wish, ConfigError> {
+    read_all(words.into_iter().collect(), &environment)
+}
+
+/// Made once, for all kinds of words and environments.
+fn read_all(words: Vec<OsString>, environment: &dyn Fn(&str) -> Option<OsString>) -> Result<Wish, ConfigError> {
     let flags = USAGE.parse(words)?;
     if flags.on("help") {
         return Ok(Wish::Help);

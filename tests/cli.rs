@@ -170,6 +170,9 @@ fn make_install_names_its_directory_and_keeps_settings() {
     assert!(root.join("usr/bin/rancher-desktop-hostagent").exists());
     let service = fs::read_to_string(root.join("etc/init.d/rancher-desktop-guestagent")).unwrap();
     assert!(service.contains(":=/usr/bin/rancher-desktop-guestagent") && !service.contains("/local"), "{service}");
+    let share = root.join("usr/share");
+    assert!(share.join("man/man8/rancher-desktop-guestagent.8").exists());
+    assert!(share.join("bash-completion/completions/rancher-desktop-guestagent").exists());
     let settings = root.join("etc/conf.d/rancher-desktop-guestagent");
     fs::write(&settings, "GUESTAGENT_DOCKER=true\n").unwrap();
     assert!(install());

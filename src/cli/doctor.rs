@@ -65,20 +65,21 @@ struct Check {
 }
 
 impl Checks {
-    fn add(&mut self, name: &str, verdict: Verdict, detail: impl Into<String>, remedy: &str) {
-        let (name, detail) = (name.to_owned(), detail.into());
-        self.0.push(Check { name, verdict, detail, remedy: remedy.to_owned() });
+    #[inline(never)]
+    fn add(&mut self, name: &str, verdict: Verdict, detail: &str, remedy: &str) {
+        let [name, detail, remedy] = [name, detail, remedy].map(str::to_owned);
+        self.0.push(Check { name, verdict, detail, remedy });
     }
 
-    fn ok(&mut self, name: &str, detail: impl Into<String>) {
+    fn ok(&mut self, name: &str, detail: &str) {
         self.add(name, Verdict::Ok, detail, "");
     }
 
-    fn warn(&mut self, name: &str, detail: impl Into<String>, remedy: &str) {
+    fn warn(&mut self, name: &str, detail: &str, remedy: &str) {
         self.add(name, Verdict::Warn, detail, remedy);
     }
 
-    fn fail(&mut self, name: &str, detail: impl Into<String>, remedy: &str) {
+    fn fail(&mut self, name: &str, detail: &str, remedy: &str) {
         self.add(name, Verdict::Fail, detail, remedy);
     }
 
@@ -190,16 +191,20 @@ fn control_socket(checks: &mut Checks, path: &Path, status: &Value) {
     let owner = fs::metadata(format!("/proc/{}", number(status, "pid"))).map(|process| process.uid());
     let file = match fs::metadata(path) {
         Ok(file) => file,
-        Err(error) => return checks.fail(name, format!("{}: {error}", path.display()), "restart the agent"),
+        Err(error) => return checks.fail(name, &format!("{}: {error}", path.display()), "restart the agent"),
     };
     let (mode, uid) = (file.mode() & 0o777, file.uid());
     let detail = format!("{} of user {uid}, mode {mode:o}", path.display());
     if mode & 0o077 != 0 {
-        checks.fail(name, format!("{detail}: others may connect"), &format!("chmod 600 {}", path.display()));
+        checks.fail(name, &format!("{detail}: others may connect"), &format!("chmod 600 {}", path.display()));
     } else if owner.is_ok_and(|owner| owner != uid) {
-        checks.fail(name, format!("{detail}: it is not the agent's user's"), "restart the agent: it makes another one");
+        checks.fail(
+            name,
+            &format!("{detail}: it is not the agent's user's"),
+            "restart the agent: it makes another one",
+        );
     } else {
-        checks.ok(name, detail);
+        checks.ok(name, &detail);
     }
 }
 
@@ -208,11 +213,11 @@ fn agent(checks: &mut Checks, status: &Value) {
     let (version, own) = (raw(status, "version"), env!("CARGO_PKG_VERSION"));
     let detail = format!("version {version}, process {}, since {}", number(status, "pid"), raw(status, "started"));
     if version == own {
-        checks.ok("agent", detail);
+        checks.ok("agent", &detail);
     } else {
         checks.warn(
             "agent",
-            format!("{detail}; this program is {own}"),
+            &format!("{detail}; this program is {own}"),
             "restart the agent, so that it is this program",
         );
     }
@@ -220,8 +225,8 @@ fn agent(checks: &mut Checks, status: &Value) {
     let problems = problems.join("; ");
     match raw(status, "health") {
         "ok" => checks.ok("health", "ok"),
-        "degraded" => checks.warn("health", format!("degraded: {problems}"), "the lines below name it"),
-        health => checks.fail("health", format!("{health}: {problems}"), "the lines below name it"),
+        "degraded" => checks.warn("health", &format!("degraded: {problems}"), "the lines below name it"),
+        health => checks.fail("health", &format!("{health}: {problems}"), "the lines below name it"),
     }
     for source in list(status, "sources") {
         peer(checks, "source", raw(source, "source"), source, &SOURCES);
@@ -239,9 +244,9 @@ fn peer(checks: &mut Checks, what: &str, name: &str, document: &Value, remedies:
     let detail = format!("{state}{colon}{reason}");
     match state {
         "ready" | "reachable" | "idle" => checks.ok(&check, state),
-        "starting" => checks.warn(&check, detail, remedy),
-        _ if kind(name) == "wsl-proxy" => checks.warn(&check, detail, remedy),
-        _ => checks.fail(&check, detail, remedy),
+        "starting" => checks.warn(&check, &detail, remedy),
+        _ if kind(name) == "wsl-proxy" => checks.warn(&check, &detail, remedy),
+        _ => checks.fail(&check, &detail, remedy),
     }
 }
 
@@ -252,7 +257,7 @@ fn clock(checks: &mut Checks, status: &Value) {
     let ahead = latest.and_then(|latest| latest.duration_since(SystemTime::now()).ok()).unwrap_or_default();
     if ahead > CLOCK_SLACK {
         let detail = format!("the agent's last event lies {} s in the future: the clock was set back", ahead.as_secs());
-        checks.warn("clock", detail, "set the clock (chronyc makestep); forwards do not depend on it, times shown do");
+        checks.warn("clock", &detail, "set the clock (chronyc makestep); forwards do not depend on it, times shown do");
     } else {
         checks.ok("clock", "no event lies in the future");
     }
@@ -274,7 +279,7 @@ fn configuration(checks: &mut Checks, words: Vec<OsString>, docker_host: Option<
             None
         }
         Err(error) => {
-            checks.fail("configuration", error.to_string(), "correct the agent's flags; --help shows them");
+            checks.fail("configuration", &error.to_string(), "correct the agent's flags; --help shows them");
             None
         }
     }

@@ -102,7 +102,7 @@ pub fn run(words: &[OsString]) -> Option<u8> {
     let found = usage::COMMANDS.iter().find(|command| command.name == name);
     let ended = match found {
         None => Err(Failure::new(Exit::Usage, unknown(&name))),
-        Some(found) => match found.usage.parse(words.iter().cloned()) {
+        Some(found) => match found.usage.parse(words.to_vec()) {
             Ok(parsed) if parsed.on("help") => print(&found.usage.help()),
             Ok(parsed) => command(found.name).map_or_else(|| Err(not_built()), |run| run(&parsed)),
             Err(error) => Err(error.into()),

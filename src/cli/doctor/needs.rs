@@ -1,5 +1,6 @@
 //! What a configuration needs of this VM: sockets, programs, files, addresses, privileges.
 
+use std::fmt::Display;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt as _;
@@ -46,14 +47,14 @@ pub(super) fn process(checks: &mut Checks, config: Option<&Config>, is_agent: bo
     if lacks(NET_ADMIN, reads_rules) {
         checks.fail(
             "privileges",
-            detail(NET_ADMIN, "NAT rules cannot be read"),
+            &detail(NET_ADMIN, "NAT rules cannot be read"),
             "run the agent as root, or give it that",
         );
     } else if lacks(NET_BIND_SERVICE, listens) {
         let what = detail(NET_BIND_SERVICE, "ports below 1024 cannot be listened on");
-        checks.warn("privileges", what, "run the agent as root, or give it that");
+        checks.warn("privileges", &what, "run the agent as root, or give it that");
     } else {
-        checks.ok("privileges", format!("user {uid} has what its flags need"));
+        checks.ok("privileges", &format!("user {uid} has what its flags need"));
     }
     // The agent sets it itself; this program has no need to.
     if is_agent && field("NoNewPrivs:") != ["1"] {
@@ -64,9 +65,9 @@ pub(super) fn process(checks: &mut Checks, config: Option<&Config>, is_agent: bo
     match files.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()) {
         Some(files) if files < FILES_MIN => {
             let remedy = "raise it for the service: rc_ulimit=\"-n 65536\" in /etc/conf.d/rancher-desktop-guestagent";
-            checks.warn("open-files", format!("at most {files}"), remedy);
+            checks.warn("open-files", &format!("at most {files}"), remedy);
         }
-        Some(files) => checks.ok("open-files", format!("at most {files}")),
+        Some(files) => checks.ok("open-files", &format!("at most {files}")),
         None => checks.ok("open-files", "no limit is known"),
     }
 }
@@ -80,9 +81,7 @@ pub(super) fn sources(checks: &mut Checks, config: &Config) {
         let elsewhere = "start containerd, or name its socket: -containerdSock PATH";
         socket(checks, "containerd-socket", &containerd.socket, elsewhere);
         let problem = match &containerd.ctr {
-            Some(path) => {
-                access(path, AccessFlags::X_OK).err().map(|errno| format!("{}: {}", path.display(), errno.desc()))
-            }
+            Some(path) => access(path, AccessFlags::X_OK).err().map(|errno| at(path, &errno.desc())),
             None => Tool::find("ctr", Privileges::None).err().map(|error| error.to_string()),
         };
         let remedy = "install it (it comes with containerd), or name it: --ctr PATH";
@@ -103,7 +102,7 @@ pub(super) fn sources(checks: &mut Checks, config: &Config) {
     #[cfg(feature = "kubernetes")]
     if let Some(kubernetes) = &config.kubernetes {
         let read = crate::source::kubernetes::check(kubernetes);
-        let detail = read.map(|()| kubernetes.kubeconfig.display().to_string()).map_err(|error| error.to_string());
+        let detail = read.map(|()| shown(&kubernetes.kubeconfig)).map_err(|error| error.to_string());
         found(
             checks,
             "kubeconfig",
@@ -112,7 +111,7 @@ pub(super) fn sources(checks: &mut Checks, config: &Config) {
         );
     }
     if let Some(path) = &config.rules_file {
-        let rules = rules_file::read(path).map(|rules| format!("{}: {} rules", path.display(), rules.len()));
+        let rules = rules_file::read(path).map(|rules| at(path, &format_args!("{} rules", rules.len())));
         found(
             checks,
             "rules-file",
@@ -139,11 +138,11 @@ pub(super) fn sinks(checks: &mut Checks, config: &Config) {
         match sink {
             SinkConfig::HostSwitch(config) => host_switch_files(checks, config),
             SinkConfig::WslProxy(path) => match fs::metadata(path) {
-                Ok(file) if file.file_type().is_socket() => checks.ok("wsl-proxy", path.display().to_string()),
+                Ok(file) if file.file_type().is_socket() => checks.ok("wsl-proxy", &shown(path)),
                 other => {
                     let why = other.map_or_else(|error| error.to_string(), |_| "it is no socket".to_owned());
                     let remedy = "none of it on this host is nothing to worry about";
-                    checks.warn("wsl-proxy", format!("{}: {why}", path.display()), remedy);
+                    checks.warn("wsl-proxy", &at(path, &why), remedy);
                 }
             },
             SinkConfig::Vtunnel(Address::Vsock { .. }) => {
@@ -167,23 +166,23 @@ fn host_switch_files(checks: &mut Checks, config: &HostSwitchConfig) {
     let writable = dirs.map(|dir| (dir, access(dir, AccessFlags::W_OK | AccessFlags::X_OK)));
     let dir = writable.into_iter().find(|(_, result)| *result != Err(nix::errno::Errno::ENOENT));
     let problem = match dir {
-        Some((dir, Err(errno))) => Some(format!("{}: {}", dir.display(), errno.desc())),
+        Some((dir, Err(errno))) => Some(at(dir, &errno.desc())),
         _ => match private_file::read(path, OFlag::O_NOFOLLOW, STATE_BYTES_MAX, WRITABLE) {
             Err(Problem::Io(error)) if error.kind() == ErrorKind::NotFound => None,
-            other => other.err().map(|problem| format!("{}: {problem}", path.display())),
+            other => other.err().map(|problem| at(path, &problem)),
         },
     };
     let remedy = "let the agent's user write there, or name another place: --state-file PATH";
-    found(checks, "state-file", problem.map_or_else(|| Ok(path.display().to_string()), Err), remedy);
+    found(checks, "state-file", problem.map_or_else(|| Ok(shown(path)), Err), remedy);
     if let Some(path) = &config.token_file {
-        let token = host_switch::token(path).map(|_| path.display().to_string());
+        let token = host_switch::token(path).map(|_| shown(path));
         found(checks, "token-file", token, "one line, the token alone, of mode 0600 and the agent's user");
     }
 }
 
 /// Whether somebody listens at that unix socket, and we may connect. Says nothing there.
 fn socket(checks: &mut Checks, name: &str, path: &Path, elsewhere: &str) {
-    let Err(error) = connect_unix(path) else { return checks.ok(name, path.display().to_string()) };
+    let Err(error) = connect_unix(path) else { return checks.ok(name, &shown(path)) };
     let remedy = match error.kind() {
         ErrorKind::PermissionDenied => {
             "run the agent as the socket's owner, or in its group; root counts as any other user, as the agent gives up \
@@ -192,12 +191,21 @@ fn socket(checks: &mut Checks, name: &str, path: &Path, elsewhere: &str) {
         ErrorKind::WouldBlock => "restart that program: it is stuck",
         _ => elsewhere,
     };
-    checks.fail(name, format!("{}: {error}", path.display()), remedy);
+    checks.fail(name, &at(path, &error), remedy);
 }
 
 fn found(checks: &mut Checks, name: &str, result: Result<String, String>, remedy: &str) {
     match result {
-        Ok(detail) => checks.ok(name, detail),
-        Err(why) => checks.fail(name, why, remedy),
+        Ok(detail) => checks.ok(name, &detail),
+        Err(why) => checks.fail(name, &why, remedy),
     }
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// That path, and what is wrong with it.
+fn at(path: &Path, why: &dyn Display) -> String {
+    format!("{}: {why}", path.display())
 }
