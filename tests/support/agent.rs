@@ -22,10 +22,18 @@ fn command(namespace: Option<&Namespace>, program: &Path) -> Command {
     }
 }
 
+/// The agent that is tested: cargo's, or another build of it, such as the static one, by `GUESTAGENT_PROGRAM`.
+pub fn program() -> PathBuf {
+    match std::env::var_os("GUESTAGENT_PROGRAM") {
+        Some(path) => PathBuf::from(path),
+        None => PathBuf::from(env!("CARGO_BIN_EXE_rancher-desktop-guestagent")),
+    }
+}
+
 impl Agent {
     /// Starts `rancher-desktop-guestagent` with `-docker` on that socket, and waits for its first line.
     pub fn start(namespace: Option<&Namespace>, docker: &Path, args: &[&str]) -> Agent {
-        Agent::start_program(env!("CARGO_BIN_EXE_rancher-desktop-guestagent").as_ref(), namespace, docker, args)
+        Agent::start_program(program().as_ref(), namespace, docker, args)
     }
 
     /// The same with another build of it.
@@ -36,7 +44,7 @@ impl Agent {
 
     /// Starts `rancher-desktop-guestagent` with these arguments, and waits for its first line.
     pub fn run(namespace: Option<&Namespace>, args: &[&str]) -> Agent {
-        Agent::run_program(env!("CARGO_BIN_EXE_rancher-desktop-guestagent").as_ref(), namespace, args, &[])
+        Agent::run_program(program().as_ref(), namespace, args, &[])
     }
 
     /// The same with another build of it, and with variables in its environment.
@@ -94,7 +102,7 @@ impl Agent {
 
     /// The same program as a client of this agent, with these arguments behind the command.
     pub fn ask(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_rancher-desktop-guestagent"));
+        let mut command = Command::new(program());
         command.args(words.get(..1).unwrap_or_default()).arg("--socket").arg(self.control());
         command.args(words.get(1..).unwrap_or_default());
         command
