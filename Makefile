@@ -6,13 +6,14 @@ ENGINE ?= docker
 SINK ?= hostagent
 DEPS_docker = docker
 DEPS_containerd = containerd cni demo
+T ?= 60
 PREFIX ?= /usr/local
 DESTDIR ?=
 TARGET = x86_64-unknown-linux-musl
 MUSL = target/$(TARGET)/release
 BINARIES = rancher-desktop-guestagent rancher-desktop-hostagent
 
-.PHONY: help demo test check build musl install bench clean
+.PHONY: help demo test check build musl install bench fuzz clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -27,6 +28,8 @@ test: musl ## run every test, against real engines and in a VM (root; installs w
 	@scripts/deps.sh docker podman containerd cni openssl commands vm
 	@tests/vm/prepare.sh
 	cargo test --locked --no-fail-fast -- --include-ignored
+	@# The static agent has other code for TLS (scripts/musl.sh).
+	GUESTAGENT_PROGRAM=$(CURDIR)/$(MUSL)/rancher-desktop-guestagent cargo test --locked --test kubernetes -- --include-ignored credentials
 
 check: ## formatting, lints, docs, and the tests that need neither root nor an engine
 	cargo fmt --check
@@ -68,6 +71,9 @@ install: ## install the musl binaries where they are built, else this machine's 
 bench: musl ## measure the README's claims and put them there (root; about ten minutes)
 	@scripts/deps.sh docker containerd cni openssl bench
 	cargo bench --locked --bench claims -- --update README.md
+
+fuzz: ## fuzz what reads bytes of others, T seconds a target (a C++ compiler)
+	@scripts/fuzz.sh $(T)
 
 clean: ## remove everything that was built
 	cargo clean

@@ -25,6 +25,8 @@
 
 #[path = "claims/containerd.rs"]
 mod containerd;
+#[path = "claims/control.rs"]
+mod control;
 #[path = "claims/docker.rs"]
 mod docker;
 #[path = "claims/host_switch.rs"]
@@ -68,6 +70,7 @@ const GROUPS: &[(&str, Measure)] = &[
     #[cfg(feature = "kubernetes")]
     ("kubernetes", kubernetes::measure),
     ("host-switch", host_switch::measure),
+    ("control", control::measure),
     ("reconciler", reconciler::measure),
     ("relay", relay::measure),
     ("idle", idle::measure),

@@ -82,7 +82,9 @@ fn s22_nothing_in_the_environment_is_needed() {
         let world = World::new();
         world.config().write(&world.kubeconfig());
         let (url, kubeconfig) = (world.receiver.url(), world.kubeconfig());
-        let args = [&["-i"], variables, &[AGENT], &arguments(&url, &kubeconfig), &["-adminInstall", "--control-socket", ""]].concat();
+        let args =
+            [&["-i"], variables, &[AGENT], &arguments(&url, &kubeconfig), &["-adminInstall", "--control-socket", ""]]
+                .concat();
         let agent = Agent::run_program("/usr/bin/env".as_ref(), None, &args, &[]);
         world.server.wait_watches(1);
         world.server.apply(node_port("web", 30080));
