@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use rancher_desktop_agent::view::State;
+use rancher_desktop_agent::event::Report;
+use rancher_desktop_agent::view::{Change, State};
 
 use crate::support::{descriptors, eventually, status_kb};
 use crate::world::{Client, World, forward_change, row, types};
@@ -162,6 +163,24 @@ fn nobody_is_passed_over_by_those_who_ask_again_and_again() {
     }
     drop(world);
     greedy.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+/// As where tens of thousands of forwards go at once, without a document to anybody.
+#[test]
+fn a_reset_is_told_however_much_it_changes() {
+    const FORWARDS: usize = 20_000;
+    let world = World::new(Vec::new());
+    let mut watcher = world.watcher(WATCH);
+    let change = |report| Change { report, ..forward_change(1) };
+    let mut changes = vec![forward_change(1); FORWARDS];
+    changes.push(change(Report::StartingOver));
+    changes.push(change(Report::StartedOver { left: 0 }));
+    world.tell(changes);
+    assert_eq!(watcher.expect("lost")["count"], FORWARDS);
+    assert_eq!(
+        (&watcher.expect("reset")["state"], &watcher.expect("reset")["state"]),
+        (&"begun".into(), &"done".into())
+    );
 }
 
 /// A watcher that reads when it is told to, and counts.
