@@ -22,8 +22,10 @@ pub const GRACE: Duration = Duration::from_secs(10);
 /// Longer than any single wait of the reconciler (5 s), and than two in a row (relay, then peer).
 pub const QUIET: Duration = Duration::from_secs(12);
 
-/// Texts of a rules file, and what each denies.
-pub const RULES: [(&str, fn(&Binding) -> bool); 5] = [
+/// The text of a rules file, and what it denies.
+pub type Rules = (&'static str, fn(&Binding) -> bool);
+
+pub const RULES: [Rules; 5] = [
     ("", |_| false),
     ("deny *", |_| true),
     ("deny tcp/*", |b| b.protocol == Protocol::Tcp),
@@ -199,7 +201,7 @@ impl World {
     }
 
     /// The rules file is another one.
-    pub fn adopt(&mut self, (text, denies): (&str, fn(&Binding) -> bool)) {
+    pub fn adopt(&mut self, (text, denies): Rules) {
         self.denies = denies;
         self.ask();
         let commands = self.reconciler.adopt_rules(parse_rules(text).unwrap(), self.now);
