@@ -348,11 +348,7 @@ impl Agent {
 
     /// Every source begins anew, and what the agent itself asks for.
     fn start_over(&self) -> Option<Event> {
-        for source in &self.sources {
-            if let Err(error) = source.start_over() {
-                log::error!("a source cannot be asked again reason={:?}", error.to_string());
-            }
-        }
+        self.sources.iter().for_each(Supervised::start_over);
         self.own_claim()
     }
 

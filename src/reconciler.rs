@@ -13,6 +13,7 @@ mod settings;
 mod sources;
 mod view;
 
+use std::collections::VecDeque;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -67,6 +68,8 @@ pub struct Reconciler {
     /// For display: of those who claim something, and of some who did.
     names: Map<Owner, Arc<str>>,
     former_names: Map<Owner, Arc<str>>,
+    /// Those who did, in the order in which they went.
+    former_owners: VecDeque<Owner>,
     next_ticket: u64,
     /// Everything is being withdrawn, until then at most, to be learned anew.
     starting_over: Option<Instant>,
@@ -95,6 +98,7 @@ impl Reconciler {
             stale: Set::new(),
             names: Map::new(),
             former_names: Map::new(),
+            former_owners: VecDeque::new(),
             next_ticket: 0,
             starting_over: None,
             stopping: false,

@@ -5,6 +5,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use crate::backoff;
 use crate::event::{Event, Source};
@@ -14,6 +15,9 @@ use crate::stop::Stop;
 /// Stack of every thread of ours, in bytes. Only what is touched counts as memory. A debug build needs over half of it for
 /// JSON nested as deeply as serde_json lets it be.
 pub const STACK_BYTES: usize = 256 * 1024;
+
+/// Until a descriptor is asked for again, where there was none.
+const NO_SIGN_PAUSE: Duration = Duration::from_millis(100);
 
 /// Starts a thread of ours. What it does comes boxed, so that the code that starts threads is there once.
 pub fn spawn(name: &str, run: Box<dyn FnOnce() + Send>) -> io::Result<JoinHandle<()>> {
@@ -61,14 +65,9 @@ impl Supervised {
         sign.stop.raise();
     }
 
-    /// Ends the session of a thread of [`supervise`]; the next one begins at once.
-    ///
-    /// # Errors
-    /// Where there is no descriptor left for it: the session goes on.
-    pub fn start_over(&self) -> io::Result<()> {
-        let next = Stop::new()?;
-        std::mem::replace(&mut lock(&self.sign).stop, next).raise();
-        Ok(())
+    /// Ends the session of a thread of [`supervise`]; the next one begins at once, or when there are descriptors for it.
+    pub fn start_over(&self) {
+        lock(&self.sign).stop.raise();
     }
 
     /// Hands the thread over to be joined.
@@ -106,11 +105,10 @@ where
                     continue;
                 }
             }
-            let sign = lock(&shared);
-            if sign.ended {
-                return;
+            match next_sign(&shared) {
+                Some(stop) => context.stop = stop,
+                None => return,
             }
-            context.stop = sign.stop.clone();
             failures = 0;
         }
     };
@@ -118,11 +116,29 @@ where
     Ok(Supervised { sign, thread })
 }
 
+/// The sign of the next session; `None`: there is to be none.
+fn next_sign(shared: &Mutex<Sign>) -> Option<Stop> {
+    loop {
+        let mut sign = lock(shared);
+        if sign.ended {
+            return None;
+        }
+        match Stop::new() {
+            Ok(stop) => {
+                sign.stop = stop.clone();
+                return Some(stop);
+            }
+            Err(error) => log::warn!("a source waits to begin anew reason={:?}", error.to_string()),
+        }
+        drop(sign);
+        std::thread::sleep(NO_SIGN_PAUSE);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::queue::bounded;
-    use std::time::Duration;
 
     /// A source whose sessions wait until they are ended, and say when they begin.
     fn waiting(context: &Context) -> (bool, &'static str) {
@@ -139,7 +155,7 @@ mod tests {
         for _ in 0..3 {
             let event = events.recv(Some(Duration::from_secs(30))).unwrap();
             assert!(matches!(event, Event::Skipped { .. }), "{event:?}");
-            supervised.start_over().unwrap();
+            supervised.start_over();
         }
         assert!(matches!(events.recv(Some(Duration::from_secs(30))), Ok(Event::Skipped { .. })));
         supervised.end();
@@ -155,7 +171,7 @@ mod tests {
         let lost = || events.recv(Some(Duration::from_secs(30))).unwrap();
         // The waits double, from 100 ms.
         (0..4).for_each(|_| assert!(matches!(lost(), Event::SourceLost { .. })));
-        supervised.start_over().unwrap();
+        supervised.start_over();
         let begun = std::time::Instant::now();
         assert!(matches!(lost(), Event::SourceLost { .. }));
         assert!(begun.elapsed() < Duration::from_millis(400), "it would have waited 800 ms");

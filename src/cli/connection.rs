@@ -198,7 +198,8 @@ impl Connection {
             }
             let raised = fds.map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
             match raised {
-                [_, out] if out.contains(PollFlags::POLLERR) => return Err(Ended::Unwanted),
+                // A pipe says the one, a socket (as some programs give their children) the other.
+                [_, out] if out.intersects(PollFlags::POLLERR | PollFlags::POLLHUP) => return Err(Ended::Unwanted),
                 [input, _] if !input.is_empty() => return Ok(()),
                 _ => {}
             }

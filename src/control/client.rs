@@ -108,6 +108,14 @@ impl Client {
         }
     }
 
+    /// Which present state it is being sent, by the time, where that has forwards.
+    pub(super) fn shown(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Sending { shown, .. } if !shown.view.rows.is_empty() => Some(shown.clock.at),
+            _ => None,
+        }
+    }
+
     /// What to wait for. That it has gone is always told.
     pub(super) fn interest(&self) -> PollFlags {
         let reads = !self.eof

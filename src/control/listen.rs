@@ -1,13 +1,15 @@
 //! The socket's file: made so that nobody else can ever connect, taken over from an agent that died, and removed at the end.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, getsockopt, listen, socket, sockopt,
 };
@@ -16,6 +18,10 @@ use nix::unistd::geteuid;
 
 /// Clients that may wait to be let in.
 const BACKLOG: i32 = 128;
+
+/// How long another agent that starts is waited for, and how often it is looked whether it is done.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 /// The file of a socket that is ours.
 pub(super) struct SocketFile {
@@ -40,11 +46,29 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     Ok((file.dev(), file.ino()))
 }
 
+/// Keeps others from making or taking over a socket in that directory. Waits a little for who does just that, and then goes on
+/// without.
+fn lock(directory: &Path) -> Option<Flock<File>> {
+    let mut file = File::open(directory).ok()?;
+    let end = Instant::now() + LOCK_TIMEOUT;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Some(lock),
+            Err((same, Errno::EWOULDBLOCK)) if Instant::now() < end => file = same,
+            Err(_) => return None,
+        }
+        std::thread::sleep(LOCK_PAUSE);
+    }
+}
+
 /// Listens there. Directories that are not there are made, and are ours alone.
 pub(super) fn open(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
-    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+    if let Some(directory) = directory {
         DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     }
+    // Of two that find what a dead agent left, one would remove what the other has just made.
+    let _lock = directory.and_then(lock);
     let addr = UnixAddr::new(path)?;
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let new = || socket(AddressFamily::Unix, SockType::Stream, flags, None);

@@ -31,7 +31,7 @@ use std::time::SystemTime;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::event::Event;
+use crate::event::{Event, Report};
 use crate::queue::Sender;
 use crate::supervisor::spawn;
 use crate::view::{Change, View};
@@ -82,11 +82,17 @@ impl Link {
         let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
         let is_first = inbox.updates.is_empty();
         match update {
-            Some(Update::Changes(changes)) if inbox.changes + changes.len() > ring::CHANGES_MAX => {
-                let count = u64::try_from(changes.len()).unwrap_or(u64::MAX);
+            Some(Update::Changes(mut changes)) if inbox.changes + changes.len() > ring::CHANGES_MAX => {
+                let all = changes.len();
+                // Few, and waited for by who asked for a reset.
+                changes.retain(|c| matches!(c.report, Report::StartingOver | Report::StartedOver { .. }));
+                let count = u64::try_from(all - changes.len()).unwrap_or(u64::MAX);
                 match inbox.updates.last_mut() {
                     Some(Update::Lost(lost)) => *lost += count,
                     _ => inbox.updates.push(Update::Lost(count)),
+                }
+                if !changes.is_empty() {
+                    inbox.updates.push(Update::Changes(changes));
                 }
             }
             Some(Update::Changes(changes)) => {

@@ -38,6 +38,12 @@ const ASK_AGAIN: Duration = Duration::from_millis(10);
 /// Until clients are let in again, where the system refuses descriptors.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
+/// Present states with every forward that are kept for clients who have yet to take them.
+const SHOWN_MAX: usize = 8;
+
+/// How long they may take, where another one is asked for.
+const SHOWN_TIME: Duration = Duration::from_secs(1);
+
 /// How old what is known of processes may be, where a change names one.
 const PROCESS_AGE_MAX: Duration = Duration::from_millis(200);
 
@@ -273,24 +279,52 @@ impl Server {
         if self.is_asked {
             return;
         }
+        let has_room = self.has_room();
+        // A view has the claims on one port: on that of who has waited for longest.
+        let explains = self.clients.iter().filter_map(|client| match &client.phase {
+            Phase::Waiting { request, .. } if request.op == Op::Explain => Some((client.since, request.filter.port)),
+            _ => None,
+        });
+        let claims_on = explains.min_by_key(|(since, _)| *since).and_then(|(_, port)| port);
         let mut scope = Scope::default();
         let mut wants = self.shared.ring.wants_state();
         for client in &mut self.clients {
             let Phase::Waiting { request, asked } = &mut client.phase else { continue };
-            let port = request.filter.port;
-            // A view has the claims on one port.
-            *asked = request.op != Op::Explain || scope.claims_on.is_none_or(|other| Some(other) == port);
+            let has_rows = request.op != Op::Status;
+            *asked = (has_room || !has_rows) && (request.op != Op::Explain || request.filter.port == claims_on);
             if *asked {
                 wants = true;
-                scope.rows |= request.op != Op::Status;
+                scope.rows |= has_rows;
                 if request.op == Op::Explain {
-                    scope.claims_on = port;
+                    scope.claims_on = claims_on;
                 }
             }
+            self.asks_again |= has_rows && !has_room;
         }
         if wants {
             self.is_asked = !is_full(self.events.try_send(Event::Show(scope)));
             self.asks_again |= !self.is_asked;
+        }
+    }
+
+    /// Whether another present state with every forward may be kept. Where it is wanted, who is sent the oldest has had time.
+    fn has_room(&mut self) -> bool {
+        let mut kept: Vec<Instant> = self.clients.iter().filter_map(Client::shown).collect();
+        kept.sort();
+        kept.dedup();
+        let oldest = kept.first().copied().filter(|_| kept.len() >= SHOWN_MAX);
+        let is_wanted =
+            |client: &Client| matches!(&client.phase, Phase::Waiting { request, .. } if request.op != Op::Status);
+        match oldest {
+            None => true,
+            Some(at) if at.elapsed() >= SHOWN_TIME && self.clients.iter().any(is_wanted) => {
+                for client in self.clients.iter_mut().filter(|client| client.shown() == Some(at)) {
+                    client.close("timeout", "it takes too long, and others wait");
+                }
+                self.clients.retain(|client| !client.is_done());
+                true
+            }
+            Some(_) => false,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Ledger, Reconciler, remarks};
+use super::{Ledger, Reconciler, allowed, remarks};
 use crate::event::{Command, Report};
 use crate::policy::Rule;
 use crate::port::Bindings;
@@ -16,8 +16,9 @@ impl Reconciler {
         let mut out = Vec::new();
         self.pass(now);
         self.policy = self.policy.with_file_rules(rules);
-        let mut changed = Vec::new();
+        let (mut changed, mut admitted) = (Vec::new(), Vec::new());
         for (binding, claimants) in self.claimants.iter_mut() {
+            let was_denied = claimants.iter().all(|claimant| claimant.denied);
             for claimant in claimants.iter_mut() {
                 let denial = self.policy.denial(claimant.owner.source, *binding);
                 if denial.is_some() != claimant.denied {
@@ -26,11 +27,19 @@ impl Reconciler {
                     changed.push(*binding);
                 }
             }
+            if was_denied && claimants.iter().any(|claimant| !claimant.denied) {
+                admitted.push(*binding);
+            }
         }
         for binding in changed {
             self.spread(binding);
             if binding.host_ip.is_unspecified() {
                 self.note_address(binding, true);
+            }
+        }
+        for binding in admitted {
+            if let Some(claimant) = allowed(&self.claimants, binding).next() {
+                self.remark(&claimant.owner, binding, &mut out);
             }
         }
         self.pump(now, &mut out);

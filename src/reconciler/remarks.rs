@@ -52,11 +52,13 @@ impl Reconciler {
 
     /// Its forwards are still to be withdrawn, and people to be told whose they were.
     pub(super) fn forget_name(&mut self, owner: Owner) {
-        if let Some(name) = self.names.remove(&owner) {
-            self.former_names.insert(owner, name);
+        let Some(name) = self.names.remove(&owner) else { return };
+        if self.former_names.insert(owner.clone(), name).is_none() {
+            self.former_owners.push_back(owner);
         }
-        if self.former_names.len() > FORMER_NAMES_MAX {
-            self.former_names.pop_first();
+        // Who has gone first: the first of the map could be who has gone last.
+        if self.former_owners.len() > FORMER_NAMES_MAX {
+            self.former_owners.pop_front().map(|owner| self.former_names.remove(&owner));
         }
     }
 

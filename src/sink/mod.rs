@@ -83,6 +83,7 @@ impl Running {
             // What people were told of the peer since the last document.
             let mut seen = None;
             while listening {
+                let mut sight = None;
                 listening = match documents.recv(sink.heartbeat()) {
                     Ok(document) => {
                         if in_a_hurry.load(Ordering::Relaxed) {
@@ -95,12 +96,8 @@ impl Running {
                     Err(RecvTimeoutError::Timeout) => {
                         let before = seen.clone();
                         seen = sink.beat().map(Result::err).or(seen);
-                        match &seen {
-                            Some(problem) if before != seen => {
-                                events.send(Event::SinkSeen { sink: id, problem: problem.clone() }).is_ok()
-                            }
-                            Some(_) | None => true,
-                        }
+                        sight = seen.clone().filter(|_| before != seen);
+                        true
                     }
                     Err(RecvTimeoutError::Disconnected) => false,
                 };
@@ -110,6 +107,10 @@ impl Running {
                         News::Found(bindings) => Event::Found { sink: id, bindings },
                     };
                     listening = events.send(event).is_ok();
+                }
+                // Behind the news, or what is told to a peer that is back would be doubted at once, and told again.
+                if let Some(problem) = sight.filter(|_| listening) {
+                    listening = events.send(Event::SinkSeen { sink: id, problem }).is_ok();
                 }
             }
         };
@@ -159,4 +160,42 @@ fn cannot_listen(who: &str, protocol: Protocol, addr: SocketAddr, error: &io::Er
         _ => (FailureKind::Failed, format!("cannot be listened on: {error}")),
     };
     Failure { kind, reason: format!("{who}: {addr} {why}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::EVENTS_MAX;
+
+    /// Is back at the first beat, and may have lost everything.
+    struct Back(Option<News>);
+
+    impl Sink for Back {
+        fn carry_out(&mut self, _: &Document) -> Answer {
+            Answer::Done { failed: Vec::new() }
+        }
+
+        fn heartbeat(&self) -> Option<Duration> {
+            Some(Duration::from_millis(1))
+        }
+
+        fn beat(&mut self) -> Option<Result<(), String>> {
+            Some(Ok(()))
+        }
+
+        fn take_news(&mut self) -> Option<News> {
+            self.0.take()
+        }
+    }
+
+    #[test]
+    fn what_a_peer_lost_is_told_before_its_return() {
+        let (sender, events) = queue::bounded(EVENTS_MAX);
+        let sink = Back(Some(News::Reset("restarted".into())));
+        let running = Running::start(SinkId(0), "sink-back", Box::new(sink), sender).unwrap();
+        let next = || events.recv(Some(Duration::from_secs(20))).unwrap();
+        assert_eq!(next(), Event::SinkReset { sink: SinkId(0), reason: "restarted".into() });
+        assert_eq!(next(), Event::SinkSeen { sink: SinkId(0), problem: None });
+        running.finish().join().unwrap();
+    }
 }

@@ -49,13 +49,21 @@ pub struct WslProxy {
     /// The last document did not get there: the reconciler takes nothing for granted then.
     away: bool,
     restarted: bool,
+    /// Its socket was not there at the last beat.
+    missing: bool,
     stopping: bool,
 }
 
 impl WslProxy {
     /// A sink for the unix socket at `path`. Does no I/O.
     pub fn new(path: PathBuf) -> WslProxy {
-        WslProxy { path, announced: Map::new(), seen: None, away: false, restarted: false, stopping: false }
+        let (away, restarted, missing, stopping) = (false, false, false, false);
+        WslProxy { path, announced: Map::new(), seen: None, away, restarted, missing, stopping }
+    }
+
+    /// The same whoever finds it out, or it would be news each time.
+    fn problem(&self, error: &io::Error) -> String {
+        format!("wsl-proxy: {}: {error}", self.path.display())
     }
 
     fn unreachable(&self, error: &io::Error) -> Answer {
@@ -63,7 +71,7 @@ impl WslProxy {
         if self.stopping && matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) {
             return Answer::Done { failed: Vec::new() };
         }
-        Answer::Unreachable(format!("wsl-proxy: {}: {error}", self.path.display()))
+        Answer::Unreachable(self.problem(error))
     }
 
     /// Looks who is there. Another wsl-proxy than the last one knows of nothing.
@@ -159,14 +167,18 @@ impl Sink for WslProxy {
     fn beat(&mut self) -> Option<Result<(), String>> {
         let now = match identity(&self.path) {
             Ok(now) => Some(now),
-            Err(error) => return Some(Err(format!("{}: {error}", self.path.display()))),
+            Err(error) => {
+                self.missing = true;
+                return Some(Err(self.problem(&error)));
+            }
         };
-        if self.seen.is_some_and(|seen| seen != now) {
+        let has_come = std::mem::take(&mut self.missing);
+        let is_another = self.seen.is_some_and(|seen| seen != now);
+        if is_another {
             self.meet(now);
             self.restarted = true;
-            return Some(Ok(()));
         }
-        None
+        (is_another || has_come).then_some(Ok(()))
     }
 
     fn hurry(&mut self) {
@@ -175,5 +187,36 @@ impl Sink for WslProxy {
 
     fn take_news(&mut self) -> Option<News> {
         std::mem::take(&mut self.restarted).then(|| News::Reset("wsl-proxy has restarted".to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Owner, Source, Ticket};
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn one_that_is_not_there_is_the_same_news_whoever_finds_out() {
+        let mut sink = WslProxy::new("/nonexistent/wsl-proxy.sock".into());
+        let port = NonZeroU16::new(80).unwrap();
+        let binding = Binding { protocol: Protocol::Tcp, host_ip: "127.0.0.1".parse().unwrap(), host_port: port };
+        let owner = Owner { source: Source::Docker, key: "a".into() };
+        let (ticket, operation) = (Ticket(1), Operation::Announce);
+        let document = Document { ticket, operation, owner, bindings: [(binding, port)].into_iter().collect() };
+        let Answer::Unreachable(reason) = sink.carry_out(&document) else { panic!("it took the document") };
+        assert_eq!(sink.beat(), Some(Err(reason)));
+    }
+
+    #[test]
+    fn one_that_comes_is_seen_before_it_is_told_anything() {
+        let path = std::env::temp_dir().join(format!("wsl-proxy-{}.sock", std::process::id()));
+        let mut sink = WslProxy::new(path.clone());
+        assert!(matches!(sink.beat(), Some(Err(_))));
+        let _listener = UnixListener::bind(&path).unwrap();
+        assert_eq!((sink.beat(), sink.beat()), (Some(Ok(())), None));
+        std::fs::remove_file(&path).unwrap();
+        assert!(matches!(sink.beat(), Some(Err(_))));
+        assert_eq!(sink.take_news(), None, "it was told nothing that it could have lost");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
@@ -232,10 +233,18 @@ fn watching_ends_with_the_agent_or_with_the_reader() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), lost);
     // The agent is quiet, and nobody reads: there is nothing to write that would fail.
     let quiet = StandIn::new("", false);
+    let ends = |watching: &mut Process| {
+        let ended = || watching.0.try_wait().unwrap().ok_or("running");
+        assert_eq!(within(Duration::from_secs(2), "the end of watch", ended).code(), Some(0));
+    };
     let mut watching = Process::spawn(quiet.command(&["watch"]).stdout(Stdio::piped()));
     drop(watching.0.stdout.take());
-    let code = within(Duration::from_secs(2), "the end of watch", || watching.0.try_wait().unwrap().ok_or("running"));
-    assert_eq!(code.code(), Some(0));
+    ends(&mut watching);
+    // The same where standard output is a socket.
+    let (ours, its) = UnixStream::pair().unwrap();
+    let mut watching = Process::spawn(quiet.command(&["watch"]).stdout(OwnedFd::from(its)));
+    drop(ours);
+    ends(&mut watching);
 }
 
 #[test]

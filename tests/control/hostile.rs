@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead as _, Write as _};
+use std::io::{BufRead as _, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use rancher_desktop_agent::view::State;
+use rancher_desktop_agent::event::Report;
+use rancher_desktop_agent::view::{Change, State};
 
 use crate::support::{descriptors, eventually, status_kb};
 use crate::world::{Client, World, forward_change, row, types};
@@ -112,6 +113,74 @@ fn a_client_that_takes_nothing_costs_little() {
     let rest = slow[7].response();
     assert_eq!(rest.len(), 50_000);
     assert_eq!(rest.last().unwrap()["count"], 50_000);
+}
+
+#[test]
+fn what_slow_clients_are_shown_is_not_kept_without_a_limit() {
+    let rows = (1..=5_000).map(|n| row(n, 1, State::Conflict)).collect();
+    let world = World::new(rows);
+    // One after the other, so that each has a present state of its own.
+    let ask = |_: usize| {
+        let mut client = world.client();
+        client.send(r#"{"op":"ports"}"#);
+        client.expect("forward");
+        client
+    };
+    let mut slow: Vec<Client> = (0..8).map(ask).collect();
+    assert_eq!(types(&world.client().ask(STATUS)), ["status", "end"], "that has none");
+    let begun = Instant::now();
+    let mut ninth = ask(8);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    let mut rest = Vec::new();
+    let _ = slow[0].0.read_to_end(&mut rest);
+    assert!(!String::from_utf8_lossy(&rest).contains(r#""type":"end""#), "it had its time");
+    assert_eq!((slow[7].response().len(), ninth.response().len()), (5_000, 5_000));
+}
+
+#[test]
+fn nobody_is_passed_over_by_those_who_ask_again_and_again() {
+    let world = World::new(Vec::new());
+    let explain = |port: u16| format!(r#"{{"op":"explain","port":{port}}}"#);
+    let greedy: Vec<_> = (1..=3)
+        .map(|port| {
+            let mut client = world.client();
+            client.send(&vec![explain(port); 200].join("\n"));
+            let mut writer = client.0.get_ref().try_clone().unwrap();
+            let lines = (explain(port) + "\n").repeat(50);
+            std::thread::spawn(move || while writer.write_all(lines.as_bytes()).is_ok() {});
+            std::thread::spawn(move || {
+                let mut line = String::new();
+                while client.0.read_line(&mut line).is_ok_and(|count| count > 0) {
+                    line.clear();
+                }
+            })
+        })
+        .collect();
+    let mut client = world.client();
+    for port in 100..120 {
+        let response = client.ask(&explain(port));
+        assert_eq!((types(&response), &response[0]["port"]), (vec!["claim", "end"], &port.into()));
+    }
+    drop(world);
+    greedy.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+/// As where tens of thousands of forwards go at once, without a document to anybody.
+#[test]
+fn a_reset_is_told_however_much_it_changes() {
+    const FORWARDS: usize = 20_000;
+    let world = World::new(Vec::new());
+    let mut watcher = world.watcher(WATCH);
+    let change = |report| Change { report, ..forward_change(1) };
+    let mut changes = vec![forward_change(1); FORWARDS];
+    changes.push(change(Report::StartingOver));
+    changes.push(change(Report::StartedOver { left: 0 }));
+    world.tell(changes);
+    assert_eq!(watcher.expect("lost")["count"], FORWARDS);
+    assert_eq!(
+        (&watcher.expect("reset")["state"], &watcher.expect("reset")["state"]),
+        (&"begun".into(), &"done".into())
+    );
 }
 
 /// A watcher that reads when it is told to, and counts.

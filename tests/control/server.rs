@@ -351,3 +351,26 @@ fn a_process_that_listens_has_its_name_shown() {
         response[0]["name"].as_str().filter(|name| name.contains(&own)).map(|_| ()).ok_or(response)
     });
 }
+
+#[test]
+fn of_agents_that_start_at_once_one_has_the_socket() {
+    let dir = TempDir::new();
+    let path = dir.join("s");
+    let (events, _receiver) = bounded(EVENTS_MAX);
+    for round in 0..50 {
+        // What an agent left that died.
+        drop(UnixListener::bind(&path).unwrap());
+        let together = std::sync::Barrier::new(4);
+        let start = || {
+            together.wait();
+            Control::start(&path, facts(), events.clone()).ok()
+        };
+        let started: Vec<Control> = std::thread::scope(|scope| {
+            let all = [(); 4].map(|()| scope.spawn(start));
+            all.into_iter().filter_map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(started.len(), 1, "round {round}");
+        started.into_iter().for_each(|control| control.finish().unwrap().join().unwrap());
+        assert!(!path.exists());
+    }
+}

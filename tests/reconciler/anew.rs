@@ -34,6 +34,9 @@ fn adopt(world: &mut World, text: &str) -> Vec<String> {
         match command {
             Command::Send(sink, document) => world.sinks[sink.0].queue.push_back(document),
             Command::Report(Report::Denied { binding, rule, .. }) => denied.push(format!("{binding} {rule}")),
+            Command::Report(Report::Narrowed { published, exposed, .. }) => {
+                denied.push(format!("{published} narrowed to {exposed}"));
+            }
             Command::Report(_) | Command::Restart => {}
         }
     }
@@ -132,6 +135,18 @@ fn rules_that_change_move_what_they_concern_and_nothing_else() {
 }
 
 #[test]
+fn what_is_not_denied_any_more_is_remarked_upon_as_if_it_were_new() {
+    let mut world = World::new(true, &[Role::Peer, Role::Relay]);
+    world.claim("a", "192.168.1.5:80/tcp 192.168.1.5:81/tcp");
+    world.settle();
+    assert_eq!(adopt(&mut world, "deny tcp/80\n").len(), 1);
+    world.settle();
+    assert_eq!(adopt(&mut world, ""), ["192.168.1.5:80/tcp narrowed to 127.0.0.1:80/tcp"]);
+    world.settle();
+    assert_eq!(world.held(0), "127.0.0.1:80/tcp 127.0.0.1:81/tcp");
+}
+
+#[test]
 fn shows_what_each_sink_has_and_why_not() {
     let mut world = World::new(true, &[Role::Peer, Role::Relay]);
     assert_eq!((view(&world).sinks[0].state, view(&world).sources[0].state), (SinkState::Idle, SourceState::Starting));
@@ -224,6 +239,11 @@ fn names_are_kept_as_long_as_their_claims() {
         world.claim(&key, "");
     }
     assert_eq!(name(&world, "a"), None);
+    // Whatever its key is, who went last is known.
+    world.apply(names(&[("0", "last")]));
+    world.claim("0", "0.0.0.0:80/tcp");
+    world.claim("0", "");
+    assert_eq!(name(&world, "0").as_deref(), Some("last"));
 }
 
 #[test]

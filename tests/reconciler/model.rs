@@ -14,7 +14,7 @@ use rancher_desktop_agent::port::{Binding, Bindings};
 use rancher_desktop_agent::reconciler::{Role, SinkSettings};
 
 use super::sim::{Outcome, binding, owner};
-use super::world::{GRACE, World};
+use super::world::{GRACE, RULES, World};
 
 const STEPS: usize = 100;
 
@@ -47,6 +47,8 @@ enum Step {
     /// A look without a document: the peer is there, or it is not.
     Seen(usize, bool),
     StartOver,
+    /// The rules file changes to one of [`RULES`].
+    Rules(usize),
     Quiet,
 }
 
@@ -178,6 +180,7 @@ fn act(world: &mut World, step: Step, universe: &[Binding]) {
             world.apply(Event::SinkSeen { sink: SinkId(sink % sinks), problem });
         }
         Step::StartOver => world.apply(Event::StartOver),
+        Step::Rules(n) => world.adopt(RULES[n % RULES.len()]),
         Step::Quiet => world.quiet(),
     }
 }
@@ -252,7 +255,7 @@ fn history(seed: u64) -> Vec<Step> {
 
 fn step(random: &mut Random) -> Step {
     let sink = random.below(3) as usize;
-    match random.below(100) {
+    match random.below(108) {
         0..18 => Step::Claim(random.below(OWNERS.len() as u64) as usize, random.places()),
         18..22 => Step::Snapshot(std::array::from_fn(|_| random.places())),
         22..25 => Step::SourceLost,
@@ -269,7 +272,9 @@ fn step(random: &mut Random) -> Step {
         96 => Step::UnknownTicket(random.below(9) as usize),
         97 => Step::Seen(sink, random.below(2) == 0),
         98 => Step::StartOver,
-        _ => Step::Quiet,
+        99 => Step::Quiet,
+        100..105 => Step::Rules(random.below(RULES.len() as u64) as usize),
+        _ => Step::Seen(sink, random.below(2) == 0),
     }
 }
 

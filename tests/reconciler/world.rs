@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rancher_desktop_agent::event::{Command, Document, Event, ForwardState, Operation, Report, SinkId, Source};
-use rancher_desktop_agent::policy::Policy;
+use rancher_desktop_agent::policy::{Policy, parse_rules};
 use rancher_desktop_agent::port::{Binding, Bindings, Protocol};
 use rancher_desktop_agent::reconciler::ledger::IN_FLIGHT_MAX;
 use rancher_desktop_agent::reconciler::{Reconciler, Role, Settings, SinkSettings};
@@ -21,6 +21,17 @@ pub const GRACE: Duration = Duration::from_secs(10);
 
 /// Longer than any single wait of the reconciler (5 s), and than two in a row (relay, then peer).
 pub const QUIET: Duration = Duration::from_secs(12);
+
+/// The text of a rules file, and what it denies.
+pub type Rules = (&'static str, fn(&Binding) -> bool);
+
+pub const RULES: [Rules; 5] = [
+    ("", |_| false),
+    ("deny *", |_| true),
+    ("deny tcp/*", |b| b.protocol == Protocol::Tcp),
+    ("deny */80", |b| b.host_port.get() == 80),
+    ("allow udp/81\ndeny */81\n", |b| b.host_port.get() == 81 && b.protocol == Protocol::Tcp),
+];
 
 /// What is asked for: by which published binding, and whose.
 type Asked = BTreeMap<Binding, Vec<(Binding, Arc<str>)>>;
@@ -39,6 +50,8 @@ pub struct World {
     lost: Option<Instant>,
     stopping: bool,
     starting_over: bool,
+    /// What the rules file denies.
+    denies: fn(&Binding) -> bool,
     /// At peers, at the relay, and at listeners.
     asked: [Asked; 3],
     last_ticket: u64,
@@ -69,6 +82,7 @@ impl World {
             lost: None,
             stopping: false,
             starting_over: false,
+            denies: |_| false,
             asked: Default::default(),
             last_ticket: 0,
         }
@@ -183,6 +197,18 @@ impl World {
     pub fn apply(&mut self, event: Event) {
         self.note(&event);
         let commands = self.reconciler.apply(event, self.now);
+        self.carry(commands);
+    }
+
+    /// The rules file is another one.
+    pub fn adopt(&mut self, (text, denies): Rules) {
+        self.denies = denies;
+        self.ask();
+        let commands = self.reconciler.adopt_rules(parse_rules(text).unwrap(), self.now);
+        self.carry(commands);
+    }
+
+    fn carry(&mut self, commands: Vec<Command>) {
         for command in commands {
             match command {
                 Command::Send(sink, document) => self.take(sink.0, document),
@@ -246,10 +272,15 @@ impl World {
         if self.stopping {
             self.published.clear();
         }
+        self.ask();
+    }
+
+    fn ask(&mut self) {
         self.asked = Default::default();
-        let all: BTreeSet<Binding> = self.published.values().flat_map(|bindings| bindings.keys().copied()).collect();
+        let may = |published: &&Binding| !(self.denies)(published);
+        let all: BTreeSet<Binding> = self.published.values().flat_map(|all| all.keys().filter(may).copied()).collect();
         for (key, bindings) in &self.published {
-            for published in bindings.keys() {
+            for published in bindings.keys().filter(may) {
                 let exposed = exposed(self.admin, *published);
                 self.asked[0].entry(exposed).or_default().push((*published, key.clone()));
                 if !answers_everywhere(&all, *published) {
