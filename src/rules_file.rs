@@ -22,6 +22,10 @@ pub fn read(path: &Path) -> Result<Vec<Rule>, String> {
         };
         problem(format!("{error}{remedy}"))
     })?;
+    // As it is for a moment while a shell writes it anew, and nobody wants to have everything published by that.
+    if bytes.is_empty() {
+        return Err(problem("it is empty: where no rule is wanted, write a comment (#)".into()));
+    }
     let text = String::from_utf8(bytes).map_err(|_| problem("it is not UTF-8 text".into()))?;
     parse_rules(&text).map_err(|error| problem(error.to_string()))
 }

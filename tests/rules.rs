@@ -69,6 +69,8 @@ fn a_file_that_cannot_be_trusted_or_read_is_refused() {
     let fifo = dir.join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
     refused(fifo.to_str().unwrap(), "no regular file");
+    fs::write(&path, "").unwrap();
+    refused(&path, "it is empty: where no rule is wanted, write a comment (#)");
     fs::write(&path, b"deny tcp/22 # caf\xe9\n").unwrap();
     refused(&path, "not UTF-8");
     fs::write(&path, format!("#{}\n", "x".repeat(65_536))).unwrap();
@@ -129,7 +131,7 @@ fn sighup_takes_the_rules_that_are_in_the_file_then() {
     // New ports are under the new rules, too.
     engine.start(&id(4), ports(&[("80/tcp", "0.0.0.0", "8004")]));
     agent.wait_log("0.0.0.0:8004/tcp owner=docker:000000000000 rule=\"deny * (rules file, line 3)\"");
-    reread(&agent, &path, "");
+    reread(&agent, &path, "# none\n");
     receiver.wait_held(&["0.0.0.0:8001/tcp", "0.0.0.0:8002/tcp", "0.0.0.0:8003/tcp", "0.0.0.0:8004/tcp"]);
     assert_eq!(shown(&policy(&agent)), ["--allow tcp/8003"]);
     assert_eq!(agent.stop(), Some(0));
