@@ -223,7 +223,7 @@ impl Connection {
 
 fn document(line: String) -> Result<Option<Document>, Ended> {
     let broken = |what: &str| Ended::Broken(format!("what answers there is no agent: {what}"));
-    let value: Value = serde_json::from_str(&line).map_err(|_| broken("a line that is not JSON"))?;
+    let value: Value = serde_json::from_slice(line.as_bytes()).map_err(|_| broken("a line that is not JSON"))?;
     match value.get("schema").and_then(Value::as_u64) {
         Some(SCHEMA) => {}
         Some(other) => {

@@ -143,7 +143,7 @@ fn source_row(source: &Value, now: SystemTime) -> Row {
 fn sink_row(sink: &Value, now: SystemTime) -> Row {
     let count = |field: &str| number(sink, field).to_string();
     let forwarding = sink.get("forwards").map_or(0, |forwards| number(forwards, "forwarding")).to_string();
-    let (name, state, age) = (text(sink, "sink"), text(sink, "state"), age(raw(sink, "since"), now));
+    let (name, state, age) = (super::document::sink(sink), text(sink, "state"), age(raw(sink, "since"), now));
     Row { cells: vec![name, state, age, forwarding, count("documents"), count("failures")], notes: notes(sink) }
 }
 

@@ -33,6 +33,8 @@ struct Wish {
     state: State,
     /// The sink was named, so that it may be any; otherwise the agent's own relay does not count.
     any_sink: bool,
+    /// Forwards that are not wanted may be there.
+    is_narrow: bool,
     json: bool,
 }
 
@@ -56,6 +58,7 @@ pub fn run(parsed: &Parsed) -> Result<Exit, Failure> {
     let wish = Wish {
         state: State::parse(state).ok_or_else(|| FlagError::bad_value("state", state, expected))?,
         any_sink: parsed.given("sink"),
+        is_narrow: ["sink", "source", "host-ip"].iter().any(|flag| parsed.given(flag)),
         json: parsed.on("json"),
     };
     let end = Instant::now() + timeout(parsed)?;
@@ -167,13 +170,17 @@ impl Seen {
     fn summary(&self, what: &str, wish: &Wish) -> String {
         let mut said = format!("{what} is not {} in time: ", wish.state.as_str());
         if self.0.is_empty() {
-            said.push_str("nothing publishes it");
+            said.push_str(if wish.is_narrow {
+                "no forward of it matches the other flags"
+            } else {
+                "nothing publishes it"
+            });
         }
         for (i, ((_, _, sink), (state, reason))) in self.0.iter().take(NAMED_MAX).enumerate() {
             let semicolon = if i > 0 { "; " } else { "" };
             let at = if sink.is_empty() { "" } else { " at " };
             let colon = if reason.is_empty() { "" } else { ": " };
-            let sink = super::document::plain(sink);
+            let sink = super::document::plain(sink.trim_end_matches(':'));
             said.extend([semicolon, state.as_str(), at, &sink, colon, reason]);
         }
         said
