@@ -114,7 +114,7 @@ fn claimed(out: &mut String, claim: &Value) {
     };
     match raw(claim, "decision") {
         "counts" => say(&format!("allowed ({rule}), on {} of the host", text(claim, "host_ip"))),
-        "behind" => say("another one publishes the same; it is forwarded once"),
+        "behind" => say("another one that publishes the same comes before it"),
         "denied" => say(&format!("denied {rule}")),
         "doubted" => say("most likely what is left of a container: waits until it is seen again"),
         other => say(&plain(other)),
