@@ -120,9 +120,10 @@ pub fn filter(request: &mut Request, parsed: &Parsed, but: &str) -> Result<(), F
             _ => ("a sink's name or kind", Some(value.into()).filter(|_| (1..=1024).contains(&value.len()))),
         };
         let taken = taken.ok_or_else(|| FlagError::bad_value(flag, value, format_args!("expected {expected}")))?;
-        if request.insert(field.to_owned(), taken.clone()).is_some_and(|before| before != taken) {
+        if request.get(field).is_some_and(|before| *before != taken) {
             return Err(FlagError::bad_value(flag, value, "--port names another protocol").into());
         }
+        request.insert(field.to_owned(), taken);
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 
-use super::connection::{Connection, Document, Ended, Request, request, socket};
+use super::connection::{Connection, Document, Ended, line, request, socket};
 use super::document::{kind, plain_json, raw, text};
 use super::ports::{filter, rows};
 use super::table::colours;
@@ -63,10 +63,11 @@ pub fn run(parsed: &Parsed) -> Result<Exit, Failure> {
     };
     let end = Instant::now() + timeout(parsed)?;
     let socket = socket(parsed)?;
-    let what = match raw(&Value::Object(request.clone()), "protocol") {
-        "" => format!("port {}", request.get("port").unwrap_or(&Value::Null)),
-        protocol => format!("port {}/{protocol}", request.get("port").unwrap_or(&Value::Null)),
-    };
+    let mut what = format!("port {}", request.get("port").unwrap_or(&Value::Null));
+    if let Some(protocol) = request.get("protocol").and_then(Value::as_str) {
+        what.extend(["/", protocol]);
+    }
+    let request = line(request);
     let mut seen = Seen::default();
     loop {
         let ended = match watch(&socket, &request, &wish, &mut seen, end) {
@@ -91,15 +92,9 @@ pub fn timeout(parsed: &Parsed) -> Result<Duration, FlagError> {
 }
 
 /// Asks one agent, until it is as wished; the document that says so, where there is one.
-fn watch(
-    socket: &Path,
-    request: &Request,
-    wish: &Wish,
-    seen: &mut Seen,
-    end: Instant,
-) -> Result<Option<Document>, Ended> {
+fn watch(socket: &Path, request: &str, wish: &Wish, seen: &mut Seen, end: Instant) -> Result<Option<Document>, Ended> {
     let mut connection = Connection::open(socket)?;
-    connection.ask(request.clone())?;
+    connection.ask_line(request)?;
     *seen = Seen::default();
     let mut replayed = false;
     let until = match wish.state {
