@@ -286,7 +286,7 @@ fn optional<T>(read: impl Fn(&str) -> Option<T>) -> impl Fn(&str) -> Option<Opti
 /// The socket of an agent that runs as root, and of one that does not.
 fn control_socket(
     flags: &Parsed,
-    environment: &impl Fn(&str) -> Option<OsString>,
+    environment: &dyn Fn(&str) -> Option<OsString>,
 ) -> Result<Option<PathBuf>, ConfigError> {
     if flags.given("control-socket") {
         return value(flags, "control-socket", "an absolute path of 107 bytes at most", optional(socket_path));
@@ -295,7 +295,7 @@ fn control_socket(
 }
 
 /// Where the control socket of an agent that runs as this user is, unless it was told otherwise.
-pub fn default_control_socket(environment: &impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+pub fn default_control_socket(environment: &dyn Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     if Uid::effective().is_root() {
         return Some(PathBuf::from(CONTROL_SOCKET));
     }

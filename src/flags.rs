@@ -109,6 +109,8 @@ pub enum FlagError {
     },
     /// A word that is no flag, where none is taken.
     Operand(String),
+    /// The same, and the name of a subcommand.
+    Command(&'static str),
     /// A word that is not UTF-8.
     NotUtf8(String),
 }
@@ -130,6 +132,7 @@ impl fmt::Display for FlagError {
             FlagError::NoValue { flag, wants } => write!(f, "--{flag} needs a value: --{flag} {wants}"),
             FlagError::BadValue { flag, value, reason } => write!(f, "--{flag} \"{}\": {reason}", shown(value)),
             FlagError::Operand(word) => write!(f, "unexpected argument \"{}\": flags start with -", shown(word)),
+            FlagError::Command(name) => write!(f, "{name} is a command: it comes before all flags"),
             FlagError::NotUtf8(word) => write!(f, "argument \"{}\" is not valid UTF-8", shown(word)),
         }
     }
@@ -203,7 +206,8 @@ impl Usage {
         while let Some(word) = words.next().transpose()? {
             let Some(body) = word.strip_prefix('-').filter(|body| !flags_ended && !body.is_empty()) else {
                 if parsed.operands.len() == self.operands_max {
-                    return Err(FlagError::Operand(word));
+                    let known = self.commands.iter().find(|command| command.name == word);
+                    return Err(known.map_or(FlagError::Operand(word), |command| FlagError::Command(command.name)));
                 }
                 parsed.operands.push(word);
                 continue;

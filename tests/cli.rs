@@ -149,6 +149,10 @@ fn wrong_commands_and_their_flags_are_exit_code_2() {
         "unknown flag --jsno; did you mean --json?\nTry 'rancher-desktop-guestagent status --help'",
     );
     refused(&["status", "now"], "unexpected argument");
+    refused(&["-docker", "status"], "status is a command: it comes before all flags");
+    refused(&["doctor", "-docker"], "--docker is a flag of the agent; it comes behind --");
+    refused(&["status", "--deny", "*"], "--deny is a flag of the agent, not of this command");
+    refused(&["explain", "tcp/80"], "guestagent: \"tcp/80\": expected a port");
     refused(&["ports", "--socket"], "--socket needs a value");
 }
 

@@ -111,7 +111,7 @@ fn zsh_is_told_of_commands_and_flags() {
     }
     let ports = zsh(&["ports", "--s"]).unwrap();
     assert!(ports.starts_with("_arguments\nports --s 2\n"), "{ports}");
-    let state = "--state=[pending, forwarding, conflict, denied, failed, left-out]:value:(pending forwarding conflict denied failed left-out withdrawn)";
+    let state = "--state=[pending, forwarding, conflict, denied, failed, left-out, or in watch withdrawn]:value:(pending forwarding conflict denied failed left-out withdrawn)";
     assert!(ports.lines().any(|line| line == state), "{ports}");
     let agent = zsh(&["-doc"]).unwrap();
     assert!(agent.contains("\n-containerdSock=[containerd's socket]:path:_files\n"), "{agent}");

@@ -193,7 +193,7 @@ fn files_are_looked_at() {
     seen.expect("tap-address", "fail", "no interface has the address 203.0.113.77", "-tap-interface-ip");
     seen.expect("state-file", "ok", "state.json", "");
     seen.expect("token-file", "fail", "No such file", "0600");
-    seen.expect("wsl-proxy", "warn", "No such file", "nothing to worry about");
+    seen.expect("wsl-proxy", "warn", "No such file", "no wsl-proxy");
     fs::write(&token, "secret-1\n").unwrap();
     fs::set_permissions(&token, Permissions::from_mode(0o644)).unwrap();
     fs::create_dir(dir.join("state")).unwrap();
@@ -314,7 +314,7 @@ fn a_clock_that_was_set_back_and_another_version_are_told() {
     seen.expect("agent", "warn", "version 0.0.9", "restart the agent");
     seen.expect("health", "warn", "degraded: source nat: x\u{1b}[2J", "");
     seen.expect("clock", "warn", "s in the future", "set the clock");
-    seen.expect("sink wsl-proxy:/run/x", "warn", "unreachable: No such file", "nothing to worry about");
+    seen.expect("sink wsl-proxy:/run/x", "warn", "unreachable: No such file", "no wsl-proxy");
 }
 
 #[test]

@@ -73,7 +73,16 @@ impl From<Ended> for Failure {
 
 /// A request of that name.
 pub fn request(op: &str) -> Request {
-    Map::from_iter([("op".to_owned(), op.into()), ("schema".to_owned(), SCHEMA.into())])
+    // Not from_iter, which sorts: a kilobyte.
+    let mut request = Map::new();
+    request.insert("op".to_owned(), op.into());
+    request.insert("schema".to_owned(), SCHEMA.into());
+    request
+}
+
+/// The line that it is sent as.
+pub fn line(request: Request) -> String {
+    format!("{}\n", Value::Object(request))
 }
 
 /// Where the agent is to be asked.
@@ -130,7 +139,11 @@ impl Connection {
 
     /// Sends a request. Its answer is taken with [`Connection::next`], up to `end`.
     pub fn ask(&mut self, request: Request) -> Result<(), Ended> {
-        let line = format!("{}\n", Value::Object(request));
+        self.ask_line(&line(request))
+    }
+
+    /// The same with one that was made before.
+    pub fn ask_line(&mut self, line: &str) -> Result<(), Ended> {
         match self.stream.write_all(line.as_bytes()) {
             // Why it was closed may still be there to read.
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(gone(&error.to_string())),
@@ -224,7 +237,7 @@ impl Connection {
 
 fn document(line: String) -> Result<Option<Document>, Ended> {
     let broken = |what: &str| Ended::Broken(format!("what answers there is no agent: {what}"));
-    let value: Value = serde_json::from_str(&line).map_err(|_| broken("a line that is not JSON"))?;
+    let value: Value = serde_json::from_slice(line.as_bytes()).map_err(|_| broken("a line that is not JSON"))?;
     match value.get("schema").and_then(Value::as_u64) {
         Some(SCHEMA) => {}
         Some(other) => {

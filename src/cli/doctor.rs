@@ -30,6 +30,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How far in the future an event may lie before the clock counts as set back.
 const CLOCK_SLACK: Duration = Duration::from_secs(1);
 
+/// What to do where the agent is not well.
+const REMEDY_OF_HEALTH: &str = "the lines below name sources and sinks, and 'ports' each port with its reason";
+
 /// What to do about a source that is not ready.
 const SOURCES: [(&str, &str); 4] = [
     ("docker", "start the engine, or name its socket: DOCKER_HOST=unix://PATH"),
@@ -42,8 +45,10 @@ const SOURCES: [(&str, &str); 4] = [
 const SINKS: [(&str, &str); 3] = [
     ("host-switch", "is this VM behind host-switch (ip route)? --sink http://HOST:PORT names another API"),
     ("vtunnel", "start the host end or the Privileged Service; --sink names another"),
-    ("wsl-proxy", "none of it on this host is nothing to worry about"),
+    ("wsl-proxy", WSL_PROXY),
 ];
+
+const WSL_PROXY: &str = "nothing, where this host has no wsl-proxy: it is told as soon as it is there";
 
 /// How a check went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +106,7 @@ impl Checks {
             } else {
                 let shown = coloured(state, colours).replace(state, result);
                 let gap = if result == "ok" { "  " } else { "" };
-                let _ = write!(text, "{shown}{gap}  {}: {}", plain(name), plain(detail));
+                let _ = write!(text, "{shown}{gap}  {}: {}", plain(name.trim_end_matches(':')), plain(detail));
                 if !remedy.is_empty() {
                     let _ = write!(text, "\n      {}", plain(remedy));
                 }
@@ -225,8 +230,8 @@ fn agent(checks: &mut Checks, status: &Value) {
     let problems = problems.join("; ");
     match raw(status, "health") {
         "ok" => checks.ok("health", "ok"),
-        "degraded" => checks.warn("health", &format!("degraded: {problems}"), "the lines below name it"),
-        health => checks.fail("health", &format!("{health}: {problems}"), "the lines below name it"),
+        "degraded" => checks.warn("health", &format!("degraded: {problems}"), REMEDY_OF_HEALTH),
+        health => checks.fail("health", &format!("{health}: {problems}"), REMEDY_OF_HEALTH),
     }
     for source in list(status, "sources") {
         peer(checks, "source", raw(source, "source"), source, &SOURCES);

@@ -117,6 +117,11 @@ pub fn port(document: &Value) -> String {
     format!("{}/{}", number(document, "port"), text(document, "protocol"))
 }
 
+/// The sink's name as people read it: without the colon of one that is nowhere else, such as `stdout:`.
+pub fn sink(document: &Value) -> String {
+    plain(raw(document, "sink").trim_end_matches(':'))
+}
+
 /// The kind of a sink of that name.
 pub fn kind(sink: &str) -> &str {
     sink.split_once(':').map_or(sink, |(kind, _)| kind)

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use serde_json::Value;
 
 use super::connection::{Connection, request, socket};
-use super::document::{age, endpoint, is, key, kind, list, number, owner, plain, plain_json, raw, text};
+use super::document::{age, endpoint, is, key, kind, list, number, owner, plain, plain_json, raw, sink, text};
 use super::ports::port;
 use super::status::one;
 use super::table::wrap;
@@ -24,7 +24,11 @@ pub fn run(parsed: &Parsed) -> Result<Exit, Failure> {
         return Err(Failure::new(Exit::Usage, "which port? explain PORT, such as explain 8080"));
     };
     let mut explain = request("explain");
-    port(&mut explain, "port", operand).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+    port(&mut explain, "port", operand).map_err(|error| {
+        // There is no flag here that it could be the value of.
+        let message = error.to_string();
+        Failure::new(Exit::Usage, message.strip_prefix("--port ").unwrap_or(&message))
+    })?;
     let mut connection = Connection::open(&socket(parsed)?)?;
     connection.ask(explain)?;
     let documents = connection.answer()?;
@@ -61,15 +65,33 @@ fn shown(port: &str, claims: &[&Value], forwards: &[&Value], status: &Value, now
     for claim in claims {
         out.push('\n');
         claimed(&mut out, claim);
+        let is_own = |forward: &&&Value| raw(forward, "published_ip") == raw(claim, "published_ip");
+        if raw(claim, "decision") == "counts" && there > 0 && !forwards.iter().any(|forward| is_own(&forward)) {
+            wrap(&mut out, "told to no sink by itself: the port goes to the host as IPv4", INDENT, INDENT);
+        }
     }
     if !forwards.is_empty() {
         out.push('\n');
     }
+    let mut before = String::new();
     for forward in forwards {
-        forwarded(&mut out, forward, now);
+        let mut text = String::new();
+        forwarded(&mut text, forward, now);
+        // What is denied is so for each owner and address, for the same reason.
+        if text != before {
+            out.push_str(&text);
+        }
+        before = text;
     }
     let mut advice: Vec<String> = Vec::new();
     forwards.iter().for_each(|forward| advise(&mut advice, forward, status));
+    for claim in claims.iter().filter(|claim| raw(claim, "decision") == "denied") {
+        // Of what the agent's own rules deny there is no forward.
+        if !forwards.iter().any(|forward| raw(forward, "reason") == raw(claim, "rule")) {
+            let (rule, what) = (text(claim, "rule"), rule_of(claim));
+            advice.push(format!("{rule} is one of the agent's own: start it with --allow {what}@sockets."));
+        }
+    }
     if claims.is_empty() {
         advise_unknown(&mut advice, status);
     }
@@ -92,7 +114,7 @@ fn claimed(out: &mut String, claim: &Value) {
     };
     match raw(claim, "decision") {
         "counts" => say(&format!("allowed ({rule}), on {} of the host", text(claim, "host_ip"))),
-        "behind" => say("another one publishes the same; it is forwarded once"),
+        "behind" => say("another one that publishes the same comes before it"),
         "denied" => say(&format!("denied {rule}")),
         "doubted" => say("most likely what is left of a container: waits until it is seen again"),
         other => say(&plain(other)),
@@ -107,7 +129,7 @@ fn claimed(out: &mut String, claim: &Value) {
 
 fn forwarded(out: &mut String, forward: &Value, now: SystemTime) {
     let (state, since) = (text(forward, "state"), age(raw(forward, "since"), now));
-    let sink = match text(forward, "sink") {
+    let sink = match sink(forward) {
         none if none.is_empty() => "nowhere".to_owned(),
         sink => format!("at {sink}"),
     };
@@ -126,8 +148,11 @@ fn forwarded(out: &mut String, forward: &Value, now: SystemTime) {
 
 /// What to do about one forward; once where several want the same.
 fn advise(advice: &mut Vec<String>, forward: &Value, status: &Value) {
-    let (sink, reason) = (text(forward, "sink"), text(forward, "reason"));
+    let (sink, reason) = (sink(forward), text(forward, "reason"));
     let words = match raw(forward, "state") {
+        "conflict" if sink == "listener" => {
+            "A program of this VM listens there already: WSL forwards the port to that one.".to_owned()
+        }
         "conflict" => "Somebody else has the port: stop who has it, or publish another port. The agent tries again by \
                        itself and takes it when it is free."
             .to_owned(),
@@ -148,21 +173,18 @@ fn advise(advice: &mut Vec<String>, forward: &Value, status: &Value) {
     }
 }
 
-/// Where a rule comes from.
+/// `protocol/port`, as rules have it.
+fn rule_of(claim: &Value) -> String {
+    format!("{}/{}", text(claim, "protocol"), number(claim, "port"))
+}
+
+/// Where a rule comes from. One of the agent's own denies nothing that is a forward.
 fn denied_by(rule: &str, status: &Value) -> String {
-    let what = rule.split_once(' ').map_or(rule, |(_, what)| what);
-    let is_argument = list(status, "arguments")
-        .iter()
-        .filter_map(Value::as_str)
-        .any(|word| word == what || word.split_once('=').is_some_and(|(_, value)| value == what));
-    let file = status.get("policy").map_or_else(String::new, |policy| text(policy, "rules_file"));
-    match (is_argument, file.is_empty()) {
-        (true, _) => format!("The agent was started with {rule}: start it without, or with an --allow before it."),
-        (false, false) => {
-            format!("{rule} is in {file}, or one of the agent's own: change it there, or allow it first.")
-        }
-        (false, true) => format!("{rule} is one of the agent's own: --allow {what} comes before it."),
+    if rule.starts_with("--") {
+        return format!("The agent was started with {rule}: start it without, or with an --allow before it.");
     }
+    let file = status.get("policy").map_or_else(String::new, |policy| text(policy, "rules_file"));
+    format!("Change {rule} in {file}, or put an allow line before it; then send the agent SIGHUP.")
 }
 
 /// What to do where no source knows of it.
@@ -246,20 +268,29 @@ What to do:
     fn a_denial_says_where_the_rule_is() {
         let mut row = forward(Value::Null, "denied", json!("--deny tcp/8080"));
         row["host_ip"] = Value::Null;
-        let documents = [claim("denied", json!("--deny tcp/8080")), row];
-        for (status, expect) in [
-            (json!({"arguments": ["-docker", "--deny", "tcp/8080"]}), "The agent was started with --deny tcp/8080: "),
-            (json!({"arguments": ["--deny=tcp/8080"]}), "The agent was started with --deny tcp/8080: "),
-            (json!({"policy": {"rules_file": "/etc/r"}}), "--deny tcp/8080 is in /etc/r, or one of the agent's own"),
-            (json!({}), "--deny tcp/8080 is one of the agent's own: --allow tcp/8080 "),
-        ] {
-            let text = explained(&documents, &status).replace("\n  ", " ");
-            assert!(text.contains(expect), "{text}");
-            assert!(
-                text.contains("denied by the rule --deny tcp/8080") && text.contains("nowhere: denied for 5s"),
-                "{text}"
-            );
-        }
+        let documents = [claim("denied", json!("--deny tcp/8080")), row.clone(), row];
+        let text = explained(&documents, &json!({})).replace("\n  ", " ");
+        assert!(text.contains("The agent was started with --deny tcp/8080: "), "{text}");
+        assert!(text.contains("denied by the rule --deny tcp/8080"), "{text}");
+        assert_eq!(text.matches("nowhere: denied for 5s").count(), 1, "{text}");
+        let text = explained(&[claim("denied", json!("--deny tcp/6443@sockets"))], &json!({})).replace("\n  ", " ");
+        assert!(text.contains("one of the agent's own: start it with --allow tcp/8080@sockets."), "{text}");
+        let rule = "deny tcp/8080 (rules file, line 1)";
+        let mut row = documents[1].clone();
+        row["reason"] = json!(rule);
+        let status = json!({"policy": {"rules_file": "/etc/r"}});
+        let text = explained(&[claim("denied", json!(rule)), row], &status).replace("\n  ", " ");
+        assert!(text.contains("Change deny tcp/8080 (rules file, line 1) in /etc/r, or "), "{text}");
+    }
+
+    #[test]
+    fn a_port_on_both_families_is_one_for_a_host_of_ipv4() {
+        let mut v6 = claim("counts", Value::Null);
+        v6["published_ip"] = json!("::");
+        let documents = [claim("counts", Value::Null), v6, forward(json!("host-switch:x"), "forwarding", Value::Null)];
+        let text = explained(&documents, &json!({}));
+        assert!(text.starts_with("8080: forwarded\n"), "{text}");
+        assert_eq!(text.matches("told to no sink by itself").count(), 1, "{text}");
     }
 
     #[test]
@@ -280,6 +311,6 @@ What to do:
         assert_eq!(text, expect);
         let pending = [claim("counts", Value::Null), forward(json!("stdout:"), "pending", Value::Null)];
         let status = json!({"sinks": [{"sink": "stdout:", "state": "unreachable", "reason": "away"}]});
-        assert!(explained(&pending, &status).contains("stdout: cannot be reached: is it running? away"));
+        assert!(explained(&pending, &status).contains("stdout cannot be reached: is it running? away"));
     }
 }

@@ -105,7 +105,7 @@ pub fn run(words: &[OsString]) -> Option<u8> {
         Some(found) => match found.usage.parse(words.to_vec()) {
             Ok(parsed) if parsed.on("help") => print(&found.usage.help()),
             Ok(parsed) => command(found.name).map_or_else(|| Err(not_built()), |run| run(&parsed)),
-            Err(error) => Err(error.into()),
+            Err(error) => Err(of_the_agent(found.name, &error).unwrap_or_else(|| error.into())),
         },
     };
     let exit = match ended {
@@ -141,6 +141,14 @@ pub fn print(text: &str) -> Result<Exit, Failure> {
 /// For a command of the table that [`command`] does not know, which a test rules out.
 fn not_built() -> Failure {
     Failure::new(Exit::Failed, "this command does nothing")
+}
+
+/// What to say where a command is given a flag that the agent has instead.
+fn of_the_agent(command: &str, error: &FlagError) -> Option<Failure> {
+    let FlagError::Unknown { name, .. } = error else { return None };
+    config::usage::USAGE.sections.iter().flat_map(|section| section.flags).find(|flag| flag.name == name)?;
+    let how = if command == "doctor" { "; it comes behind --" } else { ", not of this command" };
+    Some(Failure::new(Exit::Usage, format!("--{name} is a flag of the agent{how}")))
 }
 
 /// What to say of a word that is no command.

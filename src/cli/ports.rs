@@ -117,12 +117,13 @@ pub fn filter(request: &mut Request, parsed: &Parsed, but: &str) -> Result<(), F
             ),
             "host-ip" => ("an IP address", value.parse().ok().map(|ip: IpAddr| ip.to_string().into())),
             // A request has a limit, and no sink's name is so long.
-            _ => ("a sink's name or kind", Some(value.into()).filter(|_| value.len() <= 1024)),
+            _ => ("a sink's name or kind", Some(value.into()).filter(|_| (1..=1024).contains(&value.len()))),
         };
         let taken = taken.ok_or_else(|| FlagError::bad_value(flag, value, format_args!("expected {expected}")))?;
-        if request.insert(field.to_owned(), taken.clone()).is_some_and(|before| before != taken) {
+        if request.get(field).is_some_and(|before| *before != taken) {
             return Err(FlagError::bad_value(flag, value, "--port names another protocol").into());
         }
+        request.insert(field.to_owned(), taken);
     }
     Ok(())
 }
@@ -175,6 +176,7 @@ mod tests {
             (["--source", "podman"], "expected docker, "),
             (["--state", "up"], "expected pending, "),
             (["--host-ip", "localhost"], "expected an IP address"),
+            (["--sink", ""], "expected a sink's name"),
             (["--sink", &"x".repeat(2000)], "expected a sink's name"),
         ] {
             let error = filters(&words).unwrap_err();

@@ -102,7 +102,7 @@ fn about(out: &mut String, status: &Value, now: SystemTime) {
     let rules: Vec<String> = list(policy, "rules").iter().filter_map(Value::as_str).map(plain).collect();
     line("rules", &if rules.is_empty() { "none".to_owned() } else { rules.join(", ") });
     if !raw(policy, "rules_file").is_empty() {
-        line("", &format!("of the file {} and the command line", text(policy, "rules_file")));
+        line("", &format!("rules file: {}", text(policy, "rules_file")));
     }
     if !raw(policy, "problem").is_empty() {
         line("", &format!("the file is not taken: {}", text(policy, "problem")));
@@ -143,7 +143,7 @@ fn source_row(source: &Value, now: SystemTime) -> Row {
 fn sink_row(sink: &Value, now: SystemTime) -> Row {
     let count = |field: &str| number(sink, field).to_string();
     let forwarding = sink.get("forwards").map_or(0, |forwards| number(forwards, "forwarding")).to_string();
-    let (name, state, age) = (text(sink, "sink"), text(sink, "state"), age(raw(sink, "since"), now));
+    let (name, state, age) = (super::document::sink(sink), text(sink, "state"), age(raw(sink, "since"), now));
     Row { cells: vec![name, state, age, forwarding, count("documents"), count("failures")], notes: notes(sink) }
 }
 
@@ -187,7 +187,7 @@ host-switch:http://192.168.127.1:80  reachable  3m12s  3      5     1
 forwards  1 conflict, 3 forwarding
 exposure  the host's loopback
 rules     --deny tcp/22, --deny udp/67@sockets, --deny udp/68@sockets
-          of the file /etc/rules and the command line
+          rules file: /etc/rules
           the file is not taken: line 3: odd
 agent     version 0.1.0, process 7, up 3m12s
 ";

@@ -39,15 +39,19 @@ const SOURCE: Flag = Flag {
     default: "",
     help: "seen by: docker, containerd, nat, kubernetes, sockets, agent",
 };
-const SINK: Flag =
-    Flag { name: "sink", takes: Takes::Value("NAME"), default: "", help: "at this sink: its name, or its kind" };
+const SINK: Flag = Flag {
+    name: "sink",
+    takes: Takes::Value("NAME"),
+    default: "",
+    help: "at this sink: its kind (host-switch), its name, or its address",
+};
 const HOST_IP: Flag =
     Flag { name: "host-ip", takes: Takes::Value("IP"), default: "", help: "bound on this address of the host" };
 const STATE: Flag = Flag {
     name: "state",
     takes: Takes::Value("STATE"),
     default: "",
-    help: "pending, forwarding, conflict, denied, failed, left-out",
+    help: "pending, forwarding, conflict, denied, failed, left-out, or in watch withdrawn",
 };
 
 static STATUS: Usage = Usage {

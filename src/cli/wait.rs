@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 
-use super::connection::{Connection, Document, Ended, Request, request, socket};
+use super::connection::{Connection, Document, Ended, line, request, socket};
 use super::document::{kind, plain_json, raw, text};
 use super::ports::{filter, rows};
 use super::table::colours;
@@ -33,6 +33,8 @@ struct Wish {
     state: State,
     /// The sink was named, so that it may be any; otherwise the agent's own relay does not count.
     any_sink: bool,
+    /// Forwards that are not wanted may be there.
+    is_narrow: bool,
     json: bool,
 }
 
@@ -56,14 +58,16 @@ pub fn run(parsed: &Parsed) -> Result<Exit, Failure> {
     let wish = Wish {
         state: State::parse(state).ok_or_else(|| FlagError::bad_value("state", state, expected))?,
         any_sink: parsed.given("sink"),
+        is_narrow: ["sink", "source", "host-ip"].iter().any(|flag| parsed.given(flag)),
         json: parsed.on("json"),
     };
     let end = Instant::now() + timeout(parsed)?;
     let socket = socket(parsed)?;
-    let what = match raw(&Value::Object(request.clone()), "protocol") {
-        "" => format!("port {}", request.get("port").unwrap_or(&Value::Null)),
-        protocol => format!("port {}/{protocol}", request.get("port").unwrap_or(&Value::Null)),
-    };
+    let mut what = format!("port {}", request.get("port").unwrap_or(&Value::Null));
+    if let Some(protocol) = request.get("protocol").and_then(Value::as_str) {
+        what.extend(["/", protocol]);
+    }
+    let request = line(request);
     let mut seen = Seen::default();
     loop {
         let ended = match watch(&socket, &request, &wish, &mut seen, end) {
@@ -88,15 +92,9 @@ pub fn timeout(parsed: &Parsed) -> Result<Duration, FlagError> {
 }
 
 /// Asks one agent, until it is as wished; the document that says so, where there is one.
-fn watch(
-    socket: &Path,
-    request: &Request,
-    wish: &Wish,
-    seen: &mut Seen,
-    end: Instant,
-) -> Result<Option<Document>, Ended> {
+fn watch(socket: &Path, request: &str, wish: &Wish, seen: &mut Seen, end: Instant) -> Result<Option<Document>, Ended> {
     let mut connection = Connection::open(socket)?;
-    connection.ask(request.clone())?;
+    connection.ask_line(request)?;
     *seen = Seen::default();
     let mut replayed = false;
     let until = match wish.state {
@@ -167,13 +165,17 @@ impl Seen {
     fn summary(&self, what: &str, wish: &Wish) -> String {
         let mut said = format!("{what} is not {} in time: ", wish.state.as_str());
         if self.0.is_empty() {
-            said.push_str("nothing publishes it");
+            said.push_str(if wish.is_narrow {
+                "no forward of it matches the other flags"
+            } else {
+                "nothing publishes it"
+            });
         }
         for (i, ((_, _, sink), (state, reason))) in self.0.iter().take(NAMED_MAX).enumerate() {
             let semicolon = if i > 0 { "; " } else { "" };
             let at = if sink.is_empty() { "" } else { " at " };
             let colon = if reason.is_empty() { "" } else { ": " };
-            let sink = super::document::plain(sink);
+            let sink = super::document::plain(sink.trim_end_matches(':'));
             said.extend([semicolon, state.as_str(), at, &sink, colon, reason]);
         }
         said

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::connection::{Connection, request, socket};
-use super::document::{clock, endpoint, is, number, owner, plain_json, port, raw, text};
+use super::document::{clock, endpoint, is, number, owner, plain_json, port, raw, sink, text};
 use super::ports::filter;
 use super::table::{coloured, colours};
 use super::{Exit, Failure, print, say};
@@ -56,13 +56,13 @@ fn line(document: &Value, colours: bool) -> String {
                 none if none == "-" => port(document),
                 host => host,
             };
-            let sink = of("sink");
+            let sink = sink(document);
             let at = if sink.is_empty() { sink } else { format!(" at {sink}") };
             let reason = if raw(document, "state") == "forwarding" { String::new() } else { because("reason") };
             format!("{state} {host:ENDPOINT_COLUMNS$} {}{at}{reason}", owner(document))
         }
         "source" => format!("source {} {}{}", of("source"), of("state"), because("reason")),
-        "sink" => format!("sink {} {}{}", of("sink"), of("state"), because("reason")),
+        "sink" => format!("sink {} {}{}", sink(document), of("state"), because("reason")),
         "stale" if is(document, "stale") => format!("stale {}: what its ports lead to is gone", owner(document)),
         "stale" => format!("stale {}: what its ports lead to is there again", owner(document)),
         "skipped" => format!("skipped by {}{} ({} so far)", of("source"), because("reason"), number(document, "count")),
@@ -93,7 +93,7 @@ mod tests {
             (
                 json!({"type": "forward", "protocol": "tcp", "port": 80, "host_ip": "127.0.0.1", "sink": "stdout:",
                     "state": "conflict", "reason": "taken\n", "source": "docker", "owner": "x", "name": "web", "since": since}),
-                "conflict   127.0.0.1:80/tcp    docker:web at stdout:: taken\\n",
+                "conflict   127.0.0.1:80/tcp    docker:web at stdout: taken\\n",
             ),
             (
                 json!({"type": "forward", "protocol": "tcp", "port": 80, "host_ip": null, "sink": null, "state": "denied",

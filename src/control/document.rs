@@ -286,7 +286,8 @@ fn forward_of(change: &Change) -> Option<Forward<'_>> {
         Report::LeftOut { sink, owner, binding, reason } => {
             Some(refused(owner, *binding, State::LeftOut, reason, Some(*sink)))
         }
-        Report::Denied { owner, binding, rule, built_in: _ } => {
+        // What the agent's own rules deny nobody asked for: it is no forward, in a view neither.
+        Report::Denied { owner, binding, rule, built_in: false } => {
             Some(refused(owner, *binding, State::Denied, rule, None))
         }
         _ => None,

@@ -79,7 +79,7 @@ pub struct Filter {
     pub protocol: Option<Protocol>,
     /// The source, or that of the owner.
     pub source: Option<Source>,
-    /// The name of the sink, or its kind.
+    /// The name of the sink, its kind, or its address.
     pub sink: Option<String>,
     /// The state of a forward.
     pub state: Option<State>,
@@ -107,7 +107,7 @@ pub struct Subject<'a> {
 impl Filter {
     /// Whether a document about that is wanted.
     pub fn matches(&self, subject: &Subject<'_>) -> bool {
-        let sink = |wanted: &str| subject.sink.is_some_and(|name| name == wanted || kind(name) == wanted);
+        let sink = |wanted: &str| subject.sink.is_some_and(|name| is_sink(name, wanted));
         self.port.is_none_or(|port| subject.port == Some(port))
             && self.protocol.is_none_or(|protocol| subject.protocol == Some(protocol))
             && self.source.is_none_or(|source| subject.source == Some(source))
@@ -115,6 +115,12 @@ impl Filter {
             && self.state.is_none_or(|state| subject.state == Some(state))
             && self.host_ip.is_none_or(|ip| subject.host_ip == Some(ip))
     }
+}
+
+/// Whether that is the sink of that name. Logs and `--sink` have the address of most alone, without the kind.
+fn is_sink(name: &str, wanted: &str) -> bool {
+    let (kind, address) = name.split_once(':').unwrap_or((name, ""));
+    name == wanted || kind == wanted || (!address.is_empty() && address == wanted)
 }
 
 /// The kind of the sink of that name.
@@ -307,7 +313,9 @@ mod tests {
             (r#""port":81"#, false),
             (r#""port":80,"sink":"vtunnel""#, true),
             (r#""sink":"vtunnel:unix:///x""#, true),
+            (r#""sink":"unix:///x""#, true),
             (r#""sink":"vtunnel:""#, false),
+            (r#""sink":"""#, false),
             (r#""sink":"listener""#, false),
             (r#""port":80,"state":"pending""#, false),
         ] {

@@ -66,7 +66,10 @@ fn health(view: &View, sinks: &[String]) -> (&'static str, Vec<String>) {
         // The relay is the agent's own, and tells nobody.
         named.filter(|(kind, _)| *kind != "relay")
     };
-    for (kind, view) in peers().filter(|(_, view)| view.state == SinkState::Unreachable) {
+    // A host that never had a wsl-proxy is as it should be.
+    let is_none = |kind: &str, view: &SinkView| kind == "wsl-proxy" && view.failures == view.documents;
+    let unreachable = peers().filter(|(_, view)| view.state == SinkState::Unreachable);
+    for (kind, view) in unreachable.filter(|(kind, view)| !is_none(kind, view)) {
         problems.push(format!("{kind}: unreachable: {}", view.reason.as_deref().unwrap_or("?")));
     }
     for (state, what) in [(State::Conflict, "in conflict"), (State::Failed, "failed")] {
@@ -234,6 +237,12 @@ mod tests {
                 (health, problems),
                 (health_expected, problems_expected.iter().map(ToString::to_string).collect())
             );
+        }
+        let names = ["wsl-proxy:///run/x".to_owned(), "stdout:".to_owned()];
+        for (documents, expect) in [(3, "ok"), (4, "degraded")] {
+            let absent = SinkView { documents, failures: 3, ..sink_view(Peer::Unreachable) };
+            let view = view(vec![ready()], vec![absent, sink_view(Peer::Idle)]);
+            assert_eq!(health(&view, &names).0, expect, "a wsl-proxy that was there is missed, another is not");
         }
         let mut view = view(vec![ready()], vec![]);
         [State::Conflict, State::Failed, State::Failed, State::Denied]

@@ -27,7 +27,11 @@ impl Reconciler {
     /// The sinks that cannot carry a binding, with the reason; none where another one carries it, or its equal.
     pub(super) fn left_out(&self, owner: &Owner, binding: Binding) -> Vec<(SinkId, &'static str)> {
         let role = if self.first_told(Role::Peer).next().is_some() { Role::Peer } else { Role::Listener };
-        let carried = role == Role::Peer && self.first_told(role).any(|(_, sink)| sink.objection(binding).is_none());
+        // What names one address goes to peers by way of the relay.
+        let relay = self.relay.and_then(|relay| self.sinks.get(relay)).filter(|_| !binding.host_ip.is_unspecified());
+        let carried = role == Role::Peer
+            && relay.is_none_or(|relay| relay.objection(binding).is_none())
+            && self.first_told(role).any(|(_, sink)| sink.objection(binding).is_none());
         if carried || equal_in_ipv4(binding).is_some_and(|equal| self.claimants.contains_key(&equal)) {
             return Vec::new();
         }

@@ -232,8 +232,15 @@ fn what_is_refused_is_bound_nowhere() {
     let world = World::new(Vec::new());
     let mut watcher = world.watcher(r#"{"op":"watch"}"#);
     let (at, owner) = (SystemTime::now(), owner(Source::Nat, "x"));
-    let report = Report::Denied { owner, binding: binding(22), rule: "--deny tcp/22".into(), built_in: false };
-    world.tell(vec![Change { at, report, name: None }]);
+    let denied = |port, built_in| Report::Denied {
+        owner: owner.clone(),
+        binding: binding(port),
+        rule: "--deny tcp/22".into(),
+        built_in,
+    };
+    // What the agent's own rules deny is in no view, and no change.
+    let changes = [denied(23, true), denied(22, false)].map(|report| Change { at, report, name: None });
+    world.tell(changes.into());
     let denied = watcher.expect("forward");
     assert_eq!((&denied["state"], &denied["reason"]), (&"denied".into(), &"--deny tcp/22".into()));
     assert_eq!((&denied["sink"], &denied["host_ip"]), (&Value::Null, &Value::Null));

@@ -54,6 +54,22 @@ fn what_is_for_one_sink_alone_waits_for_no_other() {
     assert_eq!(held(&agent), ["", "127.0.0.1:6443/tcp", ""]);
 }
 
+/// What goes to a peer by way of the relay is left out with it, whatever the peer could do.
+#[test]
+fn s27_another_peer_does_not_hide_what_the_relay_leaves_out() {
+    let ipv4 = |role| SinkSettings { ipv4_only: true, ..SinkSettings::of_all(role) };
+    let sinks = [ipv4(Role::Peer), SinkSettings::of_all(Role::Peer), ipv4(Role::Relay)];
+    let mut agent = Agent::with(&sinks, Policy::default(), &[]);
+    agent.claim(Source::Docker, "a", "[::]:80/tcp [::1]:81/tcp");
+    assert_eq!(held(&agent), ["", "[::1]:80/tcp", ""]);
+    let left_out = |report: &Report| match report {
+        Report::LeftOut { sink, binding, .. } => Some((sink.0, binding.to_string())),
+        _ => None,
+    };
+    let left_out: Vec<_> = agent.reports.iter().filter_map(left_out).collect();
+    assert_eq!(left_out, [(0, "[::1]:81/tcp".to_owned())]);
+}
+
 #[test]
 fn s27_ipv6_is_one_with_its_equal_in_ipv4_and_is_reported_without() {
     let mut agent = rancher_desktop(Policy::default(), &[]);

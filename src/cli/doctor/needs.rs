@@ -9,7 +9,7 @@ use std::path::Path;
 use nix::fcntl::OFlag;
 use nix::unistd::{AccessFlags, access};
 
-use super::{Checks, Verdict};
+use super::{Checks, Verdict, WSL_PROXY};
 use crate::agent::{needs_relay, outward};
 use crate::config::{Config, SinkConfig};
 use crate::net::{Outward, connect_unix};
@@ -132,7 +132,12 @@ pub(super) fn sinks(checks: &mut Checks, config: &Config) {
                 ("tap-address", "ip addr shows this VM's; on another network: -tap-interface-ip ADDRESS")
             }
         };
-        found(checks, name, shown.map(|addrs| format!("{outward}: {addrs}")), remedy);
+        // An address is its own name.
+        let detail = |addrs: String| match &outward {
+            Outward::Interface(_) => format!("{outward}: {addrs}"),
+            Outward::Address(_) => addrs,
+        };
+        found(checks, name, shown.map(detail), remedy);
     }
     for (sink, _) in &config.sinks {
         match sink {
@@ -141,8 +146,7 @@ pub(super) fn sinks(checks: &mut Checks, config: &Config) {
                 Ok(file) if file.file_type().is_socket() => checks.ok("wsl-proxy", &shown(path)),
                 other => {
                     let why = other.map_or_else(|error| error.to_string(), |_| "it is no socket".to_owned());
-                    let remedy = "none of it on this host is nothing to worry about";
-                    checks.warn("wsl-proxy", &at(path, &why), remedy);
+                    checks.warn("wsl-proxy", &at(path, &why), WSL_PROXY);
                 }
             },
             SinkConfig::Vtunnel(Address::Vsock { .. }) => {
