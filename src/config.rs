@@ -3,6 +3,7 @@
 //! The flags are those of Rancher Desktop's own agent, so that this one can take its place, and a few of ours (those
 //! that `--help` writes with two dashes). Nothing here does I/O.
 
+pub mod commands;
 pub mod mode;
 mod sinks;
 pub mod usage;

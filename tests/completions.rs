@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::process::{Command, Stdio};
 
-use rancher_desktop_agent::cli::usage::COMMANDS;
+use rancher_desktop_agent::config::commands::COMMANDS;
 use rancher_desktop_agent::config::usage::USAGE;
 
 fn completions(shell: &str) -> String {

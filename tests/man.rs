@@ -10,7 +10,7 @@ use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use rancher_desktop_agent::cli::usage::COMMANDS;
+use rancher_desktop_agent::config::commands::COMMANDS;
 use rancher_desktop_agent::config::usage::USAGE;
 use rancher_desktop_agent::flags::{Flag, Takes, Usage};
 

@@ -77,7 +77,7 @@ fn normal(text: &str) -> Vec<String> {
 fn every_command_has_its_example() {
     let section = section();
     let commands: String = blocks(&section).into_iter().map(|block| block.commands).collect();
-    for command in &rancher_desktop_agent::cli::usage::COMMANDS {
+    for command in &rancher_desktop_agent::config::commands::COMMANDS {
         if !["help", "completions"].contains(&command.name) {
             assert!(commands.contains(&format!("rancher-desktop-guestagent {}", command.name)), "{}", command.name);
             assert!(section.contains(&format!("| `{}", command.name)), "{}", command.name);

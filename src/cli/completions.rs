@@ -4,8 +4,8 @@
 
 use std::fmt::Write as _;
 
-use super::usage::COMMANDS;
 use super::{Exit, Failure, print};
+use crate::config::commands::COMMANDS;
 use crate::config::usage::USAGE;
 use crate::flags::{Flag, Parsed, Takes, Usage};
 

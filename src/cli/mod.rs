@@ -14,7 +14,6 @@ pub mod prometheus;
 pub mod reset;
 pub mod status;
 pub mod table;
-pub mod usage;
 pub mod wait;
 pub mod watch;
 
@@ -22,6 +21,7 @@ use std::ffi::OsString;
 use std::io::{self, Write as _};
 
 use crate::config;
+use crate::config::commands::COMMANDS;
 use crate::flags::{self, FlagError, Parsed};
 
 /// How a command ends.
@@ -99,7 +99,7 @@ pub fn run(words: &[OsString]) -> Option<u8> {
     if name.starts_with('-') {
         return None;
     }
-    let found = usage::COMMANDS.iter().find(|command| command.name == name);
+    let found = COMMANDS.iter().find(|command| command.name == name);
     let ended = match found {
         None => Err(Failure::new(Exit::Usage, unknown(&name))),
         Some(found) => match found.usage.parse(words.to_vec()) {
@@ -153,14 +153,14 @@ fn of_the_agent(command: &str, error: &FlagError) -> Option<Failure> {
 
 /// What to say of a word that is no command.
 fn unknown(name: &str) -> String {
-    let nearest = flags::nearest(name, usage::COMMANDS.iter().map(|command| command.name));
+    let nearest = flags::nearest(name, COMMANDS.iter().map(|command| command.name));
     let meant = nearest.map_or_else(String::new, |nearest| format!("; did you mean {nearest}?"));
     format!("unknown command \"{}\"{meant}", flags::shown(name))
 }
 
 fn help(parsed: &Parsed) -> Result<Exit, Failure> {
     let Some(name) = parsed.operands().first() else { return print(&config::usage::USAGE.help()) };
-    match usage::COMMANDS.iter().find(|command| command.name == name) {
+    match COMMANDS.iter().find(|command| command.name == name) {
         Some(command) => print(&command.usage.help()),
         None => Err(Failure::new(Exit::Usage, unknown(name))),
     }
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn every_command_of_the_table_does_something() {
-        for known in &usage::COMMANDS {
+        for known in &COMMANDS {
             assert!(command(known.name).is_some(), "{}", known.name);
         }
         assert!(command("stauts").is_none());

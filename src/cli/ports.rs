@@ -148,7 +148,7 @@ pub fn port(request: &mut Request, flag: &'static str, text: &str) -> Result<(),
 mod tests {
     use super::*;
     use crate::cli::connection::Request;
-    use crate::cli::usage::COMMANDS;
+    use crate::config::commands::COMMANDS;
     use std::ffi::OsString;
 
     fn filters(words: &[&str]) -> Result<Request, String> {

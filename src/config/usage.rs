@@ -2,7 +2,7 @@
 //!
 //! Flags of Rancher Desktop's own agent keep its names and defaults.
 
-use crate::cli::usage::COMMANDS;
+use super::commands::COMMANDS;
 use crate::flags::{Flag, Section, Takes, Usage};
 
 /// The command line of the agent.

@@ -23,7 +23,7 @@ use nix::poll::PollFlags;
 use super::document;
 use super::request::{Filter, Op, Request, RequestError, parse};
 use super::ring::Next;
-use super::server::{Shared, Shown};
+use super::shared::{Shared, Shown};
 use crate::event::Report;
 use crate::view::Change;
 

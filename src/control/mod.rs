@@ -9,6 +9,7 @@
 //! | `listen` | the socket's file, and who may connect |
 //! | `server` | the thread: clients, and what the agent is asked for |
 //! | `client` | one client: requests in, responses out |
+//! | `shared` | what all clients are served from |
 //! | `ring` | changes, until all who watch have been told |
 //! | `request` | a line into a request |
 //! | `document`, `state`, `json` | what the agent shows into lines |
@@ -20,6 +21,7 @@ mod listen;
 pub mod request;
 mod ring;
 mod server;
+mod shared;
 mod state;
 
 use std::io;

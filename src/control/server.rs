@@ -6,28 +6,24 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::TrySendError;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::client::{Client, Phase};
-use super::document::{self, Clock, Context};
 use super::listen::{SocketFile, may_ask};
-use super::request::{Filter, Op};
+use super::request::Op;
 use super::ring::Ring;
-use super::state::{self, Clients, Present};
+use super::shared::{Shared, Shown, now};
+use super::state::{Clients, Present};
 use super::{Facts, Link, Update};
 use crate::event::{Event, Scope};
-use crate::holder::process_since;
 use crate::queue::Sender;
-use crate::view::{Change, View};
+use crate::view::View;
 
 /// Clients that may be connected.
 const CLIENTS_MAX: usize = 64;
-
-/// Those of them that may watch.
-const WATCHING_MAX: usize = 48;
 
 /// Clients that are let in before it is others' turn.
 const ACCEPTED_MAX: usize = 128;
@@ -43,62 +39,6 @@ const SHOWN_MAX: usize = 8;
 
 /// How long they may take, where another one is asked for.
 const SHOWN_TIME: Duration = Duration::from_secs(1);
-
-/// How old what is known of processes may be, where a change names one.
-const PROCESS_AGE_MAX: Duration = Duration::from_millis(200);
-
-/// The present state as it came.
-pub(super) struct Shown {
-    pub(super) view: View,
-    pub(super) clock: Clock,
-}
-
-/// What all clients share.
-pub(super) struct Shared {
-    facts: Facts,
-    pub(super) ring: Ring,
-    present: Present,
-    clients: Clients,
-    watching: usize,
-}
-
-impl Shared {
-    pub(super) fn status(&self, cx: &Context<'_>, view: &View) -> String {
-        state::status(cx, &self.facts, view, self.clients)
-    }
-
-    /// Whether another client may watch. If so it does.
-    pub(super) fn may_watch(&mut self) -> bool {
-        let may = self.watching < WATCHING_MAX;
-        if may {
-            self.watching += 1;
-        } else {
-            self.clients.refused += 1;
-        }
-        may
-    }
-
-    /// Does something with what it takes to make documents of that time.
-    pub(super) fn with(&self, clock: &Clock, make: &mut dyn FnMut(&Context<'_>)) {
-        // All that is asked of one time is answered with one look at processes, at most.
-        let process = |protocol, addr| process_since(protocol, addr, clock.at);
-        make(&Context { sinks: &self.facts.sinks, clock: *clock, process: &process });
-    }
-
-    /// The document of a change, where it is wanted.
-    pub(super) fn changed(&self, filter: &Filter, change: &Change) -> Option<String> {
-        let now = now();
-        let clock = Clock { at: now.at.checked_sub(PROCESS_AGE_MAX).unwrap_or(now.at), ..now };
-        let mut made = None;
-        self.with(&clock, &mut |cx| made = document::change(cx, filter, change));
-        self.with(&now, &mut |cx| made = made.take().or_else(|| state::changed(cx, filter, &self.present, change)));
-        made
-    }
-}
-
-fn now() -> Clock {
-    Clock { at: Instant::now(), wall: SystemTime::now() }
-}
 
 pub(super) struct Server {
     listener: UnixListener,

@@ -1,4 +1,4 @@
-//! The command lines of the commands: names, flags and help. What they do is in the files of their names.
+//! The command lines of the commands: names, flags and help. What they do is in `cli`, in the files of their names.
 //!
 //! The list is also what `--help`, completions and the man page are made of.
 
