@@ -90,7 +90,7 @@ fn every_command_has_its_example() {
 fn every_block_does_what_it_says() {
     let dir = support::TempDir::new();
     let rules = dir.join("rules");
-    fs::write(&rules, "").unwrap();
+    fs::write(&rules, "# none yet\n").unwrap();
     let world = World::new(&["--rules-file", rules.to_str().unwrap()]);
     world.engine.ask(&["create", "--name", "made", "busybox:local", "/busybox"]);
     world.engine.ask(&["commit", "--change", r#"CMD ["/busybox","httpd","-f","-p","80","-h","/"]"#, "made", "nginx"]);
