@@ -33,7 +33,7 @@ use crate::source::{containerd, docker, interface, nat, sockets};
 use crate::stop::Stop;
 use crate::supervisor::{Context, Supervised, supervise};
 use crate::view::{Change, Work};
-pub use settings::{needs_relay, outward};
+pub use settings::{needed_capabilities, needs_relay, outward};
 use settings::{policy, sink_settings, sources};
 
 /// The longest that withdrawing everything may take at the end.

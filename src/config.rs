@@ -28,7 +28,7 @@ pub use sinks::{SinkConfig, Sinks};
 use usage::USAGE;
 
 /// The kernel's limit for the path of a unix socket.
-const UNIX_PATH_BYTES_MAX: usize = 107;
+pub(crate) const UNIX_PATH_BYTES_MAX: usize = 107;
 
 /// The shortest `--nat-interval` and `--socket-interval`.
 const INTERVAL_MIN: Duration = Duration::from_millis(10);

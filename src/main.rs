@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use caps::Capability;
 use nix::sys::signal::{SigSet, Signal};
-use rancher_desktop_agent::agent::{Agent, needs_relay, outward};
+use rancher_desktop_agent::agent::{Agent, needed_capabilities, needs_relay, outward};
 use rancher_desktop_agent::config::usage::USAGE;
-use rancher_desktop_agent::config::{self, Config, SinkConfig, Wish};
+use rancher_desktop_agent::config::{self, Config, Wish};
 use rancher_desktop_agent::event::{Event, Source};
 use rancher_desktop_agent::queue::Sender;
-use rancher_desktop_agent::source::child::{self, Privileges};
+use rancher_desktop_agent::source::child;
 use rancher_desktop_agent::supervisor::spawn;
 use rancher_desktop_agent::{cli, holder, logging, privileges, rules_file};
 
@@ -129,17 +129,6 @@ fn run(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
     log::info!("started version={} configuration={:?}", env!("CARGO_PKG_VERSION"), summary(config));
     agent.run();
     Ok(())
-}
-
-fn needed_capabilities(config: &Config) -> Vec<Capability> {
-    let mut needed = Vec::new();
-    if needs_relay(config) || config.sinks.iter().any(|(sink, _)| *sink == SinkConfig::Listener) {
-        needed.push(Capability::CAP_NET_BIND_SERVICE);
-    }
-    if config.nat_interval.is_some() {
-        needed.extend(Privileges::NetAdmin.capabilities());
-    }
-    needed
 }
 
 /// The first signal asks for a shutdown, another one ends the process at once; but where there is a rules file, SIGHUP asks

@@ -261,6 +261,11 @@ pub struct SinkView {
     pub forwards: Tally,
 }
 
+/// The kind of the sink of that name.
+pub fn sink_kind(name: &str) -> &str {
+    name.split_once(':').map_or(name, |(kind, _)| kind)
+}
+
 /// What may be exposed, as it is now.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PolicyView {

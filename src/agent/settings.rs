@@ -1,11 +1,14 @@
 //! What the configuration means for the reconciler, and for who connects to what.
 
+use caps::Capability;
+
 use crate::config::{Config, SinkConfig};
 use crate::event::{SinkId, Source};
 use crate::net::{self, Outward};
 use crate::policy::{Policy, Rule};
 use crate::port::Protocol;
 use crate::reconciler::{Role, SinkSettings};
+use crate::source::child::Privileges;
 
 /// Bindings that host-switch is told of in one go. A request each, some of them at once: a fraction of a second.
 const EXPOSE_BINDINGS_MAX: usize = 64;
@@ -61,4 +64,16 @@ pub fn outward(config: &Config) -> Vec<Outward> {
 /// Only a host that connects back needs it.
 pub fn needs_relay(config: &Config) -> bool {
     !outward(config).is_empty()
+}
+
+/// The privileges that the agent keeps.
+pub fn needed_capabilities(config: &Config) -> Vec<Capability> {
+    let mut needed = Vec::new();
+    if needs_relay(config) || config.sinks.iter().any(|(sink, _)| *sink == SinkConfig::Listener) {
+        needed.push(Capability::CAP_NET_BIND_SERVICE);
+    }
+    if config.nat_interval.is_some() {
+        needed.extend(Privileges::NetAdmin.capabilities());
+    }
+    needed
 }

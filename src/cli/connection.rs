@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Map, Value};
 
-use super::document::{plain, raw};
+use super::document::{plain, plain_json, raw};
 use super::{Exit, Failure};
 use crate::config;
 use crate::flags::{FlagError, Parsed};
@@ -33,9 +33,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an agent may have more connections waiting than it takes, and how often that is looked at.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECT_PAUSE: Duration = Duration::from_millis(10);
-
-/// The kernel's limit for the path of a unix socket.
-const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// The only version that is understood.
 const SCHEMA: u64 = 1;
@@ -92,7 +89,7 @@ pub fn line(request: Request) -> String {
 pub fn socket(parsed: &Parsed) -> Result<PathBuf, Failure> {
     if let Some(path) = parsed.value("socket") {
         return Ok(PathBuf::from(path)).and_then(|socket: PathBuf| match socket.as_os_str().len() {
-            1..=SOCKET_PATH_BYTES_MAX => Ok(socket),
+            1..=config::UNIX_PATH_BYTES_MAX => Ok(socket),
             _ => Err(FlagError::bad_value("socket", path, "expected a path of 107 bytes at most").into()),
         });
     }
@@ -118,6 +115,13 @@ pub struct Document {
     pub value: Value,
     /// As it came, without the newline.
     pub line: String,
+}
+
+impl Document {
+    /// As `--json` prints it.
+    pub fn json(&self) -> String {
+        plain_json(&self.line) + "\n"
+    }
 }
 
 impl Connection {
@@ -162,8 +166,9 @@ impl Connection {
         }
     }
 
-    /// All documents of an answer.
-    pub fn answer(&mut self) -> Result<Vec<Document>, Ended> {
+    /// Sends a request, and takes all documents of its answer.
+    pub fn answer(&mut self, request: Request) -> Result<Vec<Document>, Ended> {
+        self.ask(request)?;
         let (mut documents, mut bytes) = (Vec::new(), 0);
         while let Some(document) = self.next(Some(Instant::now() + ANSWER_TIMEOUT))? {
             bytes += document.line.len();
@@ -174,6 +179,11 @@ impl Connection {
             documents.push(document);
         }
         Ok(documents)
+    }
+
+    /// The one document that answers a request.
+    pub fn one(&mut self, request: Request) -> Result<Document, Ended> {
+        self.answer(request)?.pop().ok_or_else(|| Ended::Broken("the agent's answer is empty".to_owned()))
     }
 
     fn line(&mut self) -> Result<Option<String>, Ended> {

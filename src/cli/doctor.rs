@@ -17,12 +17,13 @@ use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use serde_json::Value;
 
 use super::connection::{Connection, Ended, request, socket};
-use super::document::{kind, list, number, plain, plain_json, raw};
+use super::document::{list, number, plain, plain_json, raw};
 use super::table::{coloured, colours};
 use super::{Exit, Failure, print};
 use crate::config::{self, Config, Wish};
 use crate::flags::Parsed;
 use crate::privileges;
+use crate::view::sink_kind;
 
 /// How long the agent has for its answer. Nothing else waits.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -244,13 +245,14 @@ fn agent(checks: &mut Checks, status: &Value) {
 
 fn peer(checks: &mut Checks, what: &str, name: &str, document: &Value, remedies: &[(&str, &str)]) {
     let (check, state, reason) = (format!("{what} {name}"), raw(document, "state"), raw(document, "reason"));
-    let remedy = remedies.iter().find(|(of, _)| *of == kind(name)).map_or("its log says more", |(_, remedy)| remedy);
+    let remedy =
+        remedies.iter().find(|(of, _)| *of == sink_kind(name)).map_or("its log says more", |(_, remedy)| remedy);
     let colon = if reason.is_empty() { "" } else { ": " };
     let detail = format!("{state}{colon}{reason}");
     match state {
         "ready" | "reachable" | "idle" => checks.ok(&check, state),
         "starting" => checks.warn(&check, &detail, remedy),
-        _ if kind(name) == "wsl-proxy" => checks.warn(&check, &detail, remedy),
+        _ if sink_kind(name) == "wsl-proxy" => checks.warn(&check, &detail, remedy),
         _ => checks.fail(&check, &detail, remedy),
     }
 }

@@ -122,11 +122,6 @@ pub fn sink(document: &Value) -> String {
     plain(raw(document, "sink").trim_end_matches(':'))
 }
 
-/// The kind of a sink of that name.
-pub fn kind(sink: &str) -> &str {
-    sink.split_once(':').map_or(sink, |(kind, _)| kind)
-}
-
 /// How long ago that was, such as `3m12s`; never negative, and `-` where it is no time.
 pub fn age(since: &str, now: SystemTime) -> String {
     match humantime::parse_rfc3339(since) {
@@ -154,6 +149,7 @@ pub fn clock(time: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::view::sink_kind;
     use serde_json::json;
 
     #[test]
@@ -192,7 +188,7 @@ mod tests {
         assert_eq!(of(json!("0.0.0.0")), "0.0.0.0:80/tcp");
         assert_eq!(of(json!("::1")), "[::1]:80/tcp");
         assert_eq!(of(Value::Null), "-");
-        assert_eq!(kind("host-switch:http://192.168.127.1:80"), "host-switch");
+        assert_eq!(sink_kind("host-switch:http://192.168.127.1:80"), "host-switch");
     }
 
     #[test]

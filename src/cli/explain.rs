@@ -4,13 +4,13 @@ use std::time::SystemTime;
 
 use serde_json::Value;
 
-use super::connection::{Connection, request, socket};
-use super::document::{age, endpoint, is, key, kind, list, number, owner, plain, plain_json, raw, sink, text};
+use super::connection::{Connection, Document, request, socket};
+use super::document::{age, endpoint, is, key, list, number, owner, plain, raw, sink, text};
 use super::ports::port;
-use super::status::one;
 use super::table::wrap;
 use super::{Exit, Failure, print};
 use crate::flags::Parsed;
+use crate::view::sink_kind;
 
 /// How far what belongs to a line is indented below it.
 const INDENT: usize = 4;
@@ -30,17 +30,16 @@ pub fn run(parsed: &Parsed) -> Result<Exit, Failure> {
         Failure::new(Exit::Usage, message.strip_prefix("--port ").unwrap_or(&message))
     })?;
     let mut connection = Connection::open(&socket(parsed)?)?;
-    connection.ask(explain)?;
-    let documents = connection.answer()?;
+    let documents = connection.answer(explain)?;
     let of_type = |kind: &str| -> Vec<&Value> {
         documents.iter().map(|document| &document.value).filter(|value| raw(value, "type") == kind).collect()
     };
     let (claims, forwards) = (of_type("claim"), of_type("forward"));
     let is_forwarded = forwards.iter().any(|forward| tells(forward) && raw(forward, "state") == "forwarding");
     if parsed.on("json") {
-        print(&documents.iter().map(|document| plain_json(&document.line) + "\n").collect::<String>())?;
+        print(&documents.iter().map(Document::json).collect::<String>())?;
     } else {
-        let status = one(&mut connection, request("status"))?;
+        let status = connection.one(request("status"))?;
         print(&shown(operand, &claims, &forwards, &status.value, SystemTime::now()))?;
     }
     Ok(if is_forwarded && !claims.is_empty() { Exit::Ok } else { Exit::NotWell })
@@ -48,7 +47,7 @@ pub fn run(parsed: &Parsed) -> Result<Exit, Failure> {
 
 /// Whether that is a forward at somebody's who is told, and not the agent's own relay.
 fn tells(forward: &Value) -> bool {
-    kind(raw(forward, "sink")) != "relay"
+    sink_kind(raw(forward, "sink")) != "relay"
 }
 
 fn shown(port: &str, claims: &[&Value], forwards: &[&Value], status: &Value, now: SystemTime) -> String {

@@ -6,14 +6,14 @@ use std::time::SystemTime;
 
 use serde_json::Value;
 
-use super::connection::{Connection, Request, request, socket};
-use super::document::{age, endpoint, kind, owner, plain_json, raw, text};
+use super::connection::{Connection, Document, Request, request, socket};
+use super::document::{age, endpoint, owner, raw, text};
 use super::table::{Column, Row, colours, render};
 use super::{Exit, Failure, print, say};
 use crate::event::Source;
 use crate::flags::{FlagError, Parsed};
 use crate::port::Protocol;
-use crate::view::State;
+use crate::view::{State, sink_kind};
 
 /// Flags that are filters of the protocol, with the field of each.
 const FILTERS: [(&str, &str); 6] = [
@@ -41,11 +41,9 @@ const COLUMNS: [Column; 6] = [
 pub fn run(parsed: &Parsed) -> Result<Exit, Failure> {
     let mut request = request("ports");
     filter(&mut request, parsed, "")?;
-    let mut connection = Connection::open(&socket(parsed)?)?;
-    connection.ask(request)?;
-    let documents = connection.answer()?;
+    let documents = Connection::open(&socket(parsed)?)?.answer(request)?;
     if parsed.on("json") {
-        return print(&documents.iter().map(|document| plain_json(&document.line) + "\n").collect::<String>());
+        return print(&documents.iter().map(Document::json).collect::<String>());
     }
     if documents.is_empty() {
         say("no forwards");
@@ -90,8 +88,8 @@ fn row(forward: &Value, sinks: &[&str], now: SystemTime) -> Row {
 
 /// A sink's kind, or its whole name where another one is of the same kind.
 fn sink_shown<'a>(sink: &'a str, sinks: &[&str]) -> &'a str {
-    let alike = |other: &&str| *other != sink && kind(other) == kind(sink);
-    if sinks.iter().any(alike) { sink } else { kind(sink) }
+    let alike = |other: &&str| *other != sink && sink_kind(other) == sink_kind(sink);
+    if sinks.iter().any(alike) { sink } else { sink_kind(sink) }
 }
 
 /// Adds the filters that were given on the command line, but for that flag.

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::connection::{Connection, Ended, request, socket};
-use super::document::{number, plain_json, raw};
+use super::document::{number, raw};
 use super::wait::timeout;
 use super::{Exit, Failure, print, say};
 use crate::flags::Parsed;
@@ -34,7 +34,7 @@ pub fn run(parsed: &Parsed) -> Result<Exit, Failure> {
             exit = Exit::Ok;
         }
         if parsed.on("json") {
-            print(&(plain_json(&document.line) + "\n"))?;
+            print(&document.json())?;
         } else if done && left == 0 {
             print("withdrew everything; starting over\n")?;
         } else if done {

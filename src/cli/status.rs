@@ -4,8 +4,8 @@ use std::time::SystemTime;
 
 use serde_json::Value;
 
-use super::connection::{Connection, Document, Ended, Request, request, socket};
-use super::document::{age, is, list, number, plain, plain_json, raw, text};
+use super::connection::{Connection, request, socket};
+use super::document::{age, is, list, number, plain, raw, text};
 use super::prometheus::metrics;
 use super::table::{Column, Row, coloured, colours, render, wrap};
 use super::{Exit, Failure, print};
@@ -42,25 +42,16 @@ pub fn run(parsed: &Parsed) -> Result<Exit, Failure> {
     if parsed.on("json") && parsed.on("prometheus") {
         return Err(FlagError::bad_value("prometheus", "true", "not together with --json").into());
     }
-    let document = one(&mut Connection::open(&socket(parsed)?)?, request("status"))?;
+    let document = Connection::open(&socket(parsed)?)?.one(request("status"))?;
     let status = &document.value;
     print(&if parsed.on("json") {
-        plain_json(&document.line) + "\n"
+        document.json()
     } else if parsed.on("prometheus") {
         metrics(status)
     } else {
         shown(status, SystemTime::now(), colours())
     })?;
     Ok(if raw(status, "health") == "ok" { Exit::Ok } else { Exit::NotWell })
-}
-
-/// The one document that answers a request.
-///
-/// # Errors
-/// Where there is none.
-pub fn one(connection: &mut Connection, request: Request) -> Result<Document, Ended> {
-    connection.ask(request)?;
-    connection.answer()?.pop().ok_or_else(|| Ended::Broken("the agent's answer is empty".to_owned()))
 }
 
 fn shown(status: &Value, now: SystemTime, colours: bool) -> String {

@@ -9,14 +9,14 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::Value;
 
 use super::connection::{Connection, Document, Ended, line, request, socket};
-use super::document::{kind, plain_json, raw, text};
+use super::document::{raw, text};
 use super::ports::{filter, rows};
 use super::table::colours;
 use super::{Exit, Failure, print};
 use crate::config::duration;
 use crate::flags::{FlagError, Parsed};
 use crate::ordered::Map;
-use crate::view::State;
+use crate::view::{State, sink_kind};
 
 /// Between two attempts to reach an agent.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -132,7 +132,7 @@ fn watch(socket: &Path, request: &str, wish: &Wish, seen: &mut Seen, end: Instan
 
 fn done(wish: &Wish, what: &str, document: Option<&Document>) -> Result<Exit, Failure> {
     match document {
-        Some(document) if wish.json => print(&(plain_json(&document.line) + "\n")),
+        Some(document) if wish.json => print(&document.json()),
         None if wish.json => Ok(Exit::Ok),
         Some(document) if wish.state != State::Withdrawn => {
             print(&rows(&[&document.value], false, SystemTime::now(), colours()))
@@ -144,7 +144,7 @@ fn done(wish: &Wish, what: &str, document: Option<&Document>) -> Result<Exit, Fa
 impl Wish {
     /// Whether what becomes of that forward matters.
     fn counts(&self, forward: &Value) -> bool {
-        self.any_sink || kind(raw(forward, "sink")) != "relay"
+        self.any_sink || sink_kind(raw(forward, "sink")) != "relay"
     }
 }
 

@@ -5,10 +5,10 @@ use std::num::NonZeroU16;
 use std::time::{Instant, SystemTime};
 
 use super::json::Document;
-use super::request::{Filter, Subject, kind};
+use super::request::{Filter, Subject};
 use crate::event::{ForwardState, Owner, Report, SinkId};
 use crate::port::{Binding, Protocol};
-use crate::view::{Change, ClaimView, Row, SinkView, SourceView, State};
+use crate::view::{Change, ClaimView, Row, SinkView, SourceView, State, sink_kind};
 
 /// One moment, on both clocks.
 #[derive(Debug, Clone, Copy)]
@@ -177,7 +177,7 @@ pub(super) fn source(cx: &Context<'_>, view: &SourceView) -> String {
 pub(super) fn sink(cx: &Context<'_>, id: SinkId, view: &SinkView) -> String {
     Document::new("sink")
         .text("sink", cx.sink(id))
-        .text("kind", kind(cx.sink(id)))
+        .text("kind", sink_kind(cx.sink(id)))
         .text("state", view.state.as_str())
         .text_or_null("reason", view.reason.as_deref())
         .time("since", cx.clock.time(view.since))

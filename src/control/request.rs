@@ -123,11 +123,6 @@ fn is_sink(name: &str, wanted: &str) -> bool {
     name == wanted || kind == wanted || (!address.is_empty() && address == wanted)
 }
 
-/// The kind of the sink of that name.
-pub fn kind(sink: &str) -> &str {
-    sink.split_once(':').map_or(sink, |(kind, _)| kind)
-}
-
 /// Reads a line, without its end.
 ///
 /// # Errors

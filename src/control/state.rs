@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::Facts;
 use super::document::{Context, sink, source};
 use super::json::Document;
-use super::request::{Filter, Subject, kind};
+use super::request::{Filter, Subject};
 use crate::event::{Report, SinkId};
-use crate::view::{Change, SinkState, SinkView, SourceState, SourceView, State, View};
+use crate::view::{Change, SinkState, SinkView, SourceState, SourceView, State, View, sink_kind};
 
 /// Clients of the socket.
 #[derive(Debug, Clone, Copy, Default)]
@@ -62,7 +62,7 @@ fn health(view: &View, sinks: &[String]) -> (&'static str, Vec<String>) {
         });
     }
     let peers = || {
-        let named = view.sinks.iter().zip(sinks).map(|(view, name)| (kind(name), view));
+        let named = view.sinks.iter().zip(sinks).map(|(view, name)| (sink_kind(name), view));
         // The relay is the agent's own, and tells nobody.
         named.filter(|(kind, _)| *kind != "relay")
     };

@@ -6,11 +6,12 @@ use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 
+use caps::Capability;
 use nix::fcntl::OFlag;
 use nix::unistd::{AccessFlags, access};
 
 use super::{Checks, Verdict, WSL_PROXY};
-use crate::agent::{needs_relay, outward};
+use crate::agent::{needed_capabilities, outward};
 use crate::config::{Config, SinkConfig};
 use crate::net::{Outward, connect_unix};
 use crate::private_file::{self, Problem, WRITABLE};
@@ -24,10 +25,6 @@ use crate::wire::expose::STATE_BYTES_MAX;
 /// Fewer open files than this are few: each listener, relayed connection and client takes some.
 const FILES_MIN: u64 = 1024;
 
-/// Capabilities by their number in the kernel's masks.
-const NET_BIND_SERVICE: (u32, &str) = (10, "CAP_NET_BIND_SERVICE");
-const NET_ADMIN: (u32, &str) = (12, "CAP_NET_ADMIN");
-
 const VSOCK: &str = "/dev/vsock";
 
 /// The process itself, by its `status` and `limits` in /proc: the agent's, or else this one's.
@@ -38,20 +35,17 @@ pub(super) fn process(checks: &mut Checks, config: Option<&Config>, is_agent: bo
     };
     let uid = field("Uid:").get(1).cloned().unwrap_or_default();
     let held = field("CapEff:").first().and_then(|mask| u64::from_str_radix(mask, 16).ok()).unwrap_or_default();
-    let listens = config.is_some_and(|config| {
-        needs_relay(config) || config.sinks.iter().any(|(sink, _)| *sink == SinkConfig::Listener)
-    });
-    let reads_rules = config.is_some_and(|config| config.nat_interval.is_some());
-    let lacks = |(bit, _): (u32, &str), wanted: bool| wanted && held & (1 << bit) == 0;
-    let detail = |(_, name): (u32, &str), what: &str| format!("user {uid} without {name}: {what}");
-    if lacks(NET_ADMIN, reads_rules) {
+    let needed = config.map(needed_capabilities).unwrap_or_default();
+    let lacks = |capability: Capability| needed.contains(&capability) && held & capability.bitmask() == 0;
+    let detail = |capability: Capability, what: &str| format!("user {uid} without {capability}: {what}");
+    if lacks(Capability::CAP_NET_ADMIN) {
         checks.fail(
             "privileges",
-            &detail(NET_ADMIN, "NAT rules cannot be read"),
+            &detail(Capability::CAP_NET_ADMIN, "NAT rules cannot be read"),
             "run the agent as root, or give it that",
         );
-    } else if lacks(NET_BIND_SERVICE, listens) {
-        let what = detail(NET_BIND_SERVICE, "ports below 1024 cannot be listened on");
+    } else if lacks(Capability::CAP_NET_BIND_SERVICE) {
+        let what = detail(Capability::CAP_NET_BIND_SERVICE, "ports below 1024 cannot be listened on");
         checks.warn("privileges", &what, "run the agent as root, or give it that");
     } else {
         checks.ok("privileges", &format!("user {uid} has what its flags need"));
