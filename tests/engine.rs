@@ -436,6 +436,32 @@ fn bad_events_are_counted_and_the_list_is_read_again() {
     assert!(!agent.log().contains("source lost"), "{}", agent.log());
 }
 
+/// Docker writes what it lists from after it has told of a container's end.
+#[test]
+fn a_list_that_is_older_than_an_end_brings_nothing_back() {
+    let (engine, receiver, _agent) = setup(&[]);
+    engine.start(&id(1), ports(&[("80/tcp", "0.0.0.0", "8001")]));
+    engine.start(&id(2), ports(&[("80/tcp", "0.0.0.0", "8002")]));
+    receiver.wait_held(&["0.0.0.0:8001/tcp", "0.0.0.0:8002/tcp"]);
+    let lists = || engine.requests().iter().filter(|request| request.contains("/containers/json")).count();
+    // Lists are a second apart at least.
+    std::thread::sleep(Duration::from_millis(1100));
+    let before = lists();
+    engine.event("container", "die", &id(1));
+    engine.event("container", "die", &id(2));
+    engine.event("container", "start", &id(2));
+    engine.raw(b"a line that has the list read again\n");
+    eventually("a list", || if lists() > before { Ok(()) } else { Err(lists()) });
+    engine.start(&id(3), ports(&[("80/tcp", "0.0.0.0", "8003")]));
+    receiver.wait_held(&["0.0.0.0:8002/tcp", "0.0.0.0:8003/tcp"]);
+    let about_8001 = receiver.all().iter().filter(|d| d.text.contains("8001")).count();
+    assert_eq!(about_8001, 2, "announced and withdrawn once: {:?}", receiver.all());
+    // What is listed still, a second later, runs.
+    std::thread::sleep(Duration::from_millis(1100));
+    engine.raw(b"\n");
+    receiver.wait_held(&["0.0.0.0:8001/tcp", "0.0.0.0:8002/tcp", "0.0.0.0:8003/tcp"]);
+}
+
 #[test]
 fn bad_ports_do_not_cost_the_good_ones() {
     let (engine, receiver, agent) = setup(&[]);

@@ -5,6 +5,7 @@
 //! by then. The engine's restart ends the session, and the next one begins with the whole list again.
 //! Works with Docker (API 1.24 to 1.52) and with Podman's compatible socket.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,6 +38,10 @@ const MESSAGE_BYTES_MAX: usize = 512;
 
 /// The list is read again after bad events, at most this often.
 const RELIST_INTERVAL: Duration = Duration::from_secs(1);
+
+/// For so long an engine may list a container as running after it has told of its end: Docker 20.10 writes `die` first, and
+/// what it lists from afterwards.
+const END_LAG_MAX: Duration = RELIST_INTERVAL;
 
 /// `{"type":["container","network"],
 /// "event":["start","die","died","stop","destroy","remove","rename","connect","disconnect"]}`. Podman 4.3 matches its own word
@@ -122,6 +127,8 @@ pub fn session(socket: &Path, context: &Context) -> (bool, DockerError) {
         base: String::new(),
         podman: false,
         running: Set::new(),
+        ended: VecDeque::new(),
+        missed: false,
         healthy: false,
     };
     let agent = session.agent.clone();
@@ -144,6 +151,10 @@ struct Session<'a> {
     podman: bool,
     /// Containers known to run. Network events of any other are preparations or aftermath of its run.
     running: Set<Arc<str>>,
+    /// Containers that have ended within [`END_LAG_MAX`], and when that was read.
+    ended: VecDeque<(Instant, Arc<str>)>,
+    /// The list has to be read again: events may not have told everything.
+    missed: bool,
     healthy: bool,
 }
 
@@ -155,7 +166,7 @@ impl Session<'_> {
         self.list()?;
         let mut listed = Instant::now();
         // Once more after a while: engines send the stream's head a moment before they subscribe to their own events.
-        let mut missed = true;
+        self.missed = true;
         while !self.context.stop.is_raised() {
             let next = lines.next_line().map_err(|error| DockerError::Stream(format!("failed: {error}")))?;
             let bad = match next {
@@ -174,13 +185,12 @@ impl Session<'_> {
             };
             if let Some(reason) = bad {
                 self.skipped(reason);
-                missed = true;
+                self.missed = true;
             }
             // What an unreadable event would have said is in the list.
-            if missed && listed.elapsed() >= RELIST_INTERVAL {
+            if self.missed && listed.elapsed() >= RELIST_INTERVAL {
                 self.list()?;
                 listed = Instant::now();
-                missed = false;
             }
         }
         Ok(())
@@ -202,8 +212,17 @@ impl Session<'_> {
 
     fn list(&mut self) -> Result<(), DockerError> {
         let body = self.ask(RUNNING)?;
-        let Running { mut claims, names, skipped } =
+        let Running { mut claims, mut names, skipped } =
             docker::containers(&body).map_err(|error| answer(RUNNING, error))?;
+        self.forget_old_ends();
+        self.missed = false;
+        for (_, id) in &self.ended {
+            // Unless it has started again since: then it is the list that is right.
+            if !self.running.contains(id) && claims.remove(id).is_some() {
+                names.remove(id);
+                self.missed = true;
+            }
+        }
         if self.podman {
             // Of a published range, its list names the first port only.
             for (id, bindings) in claims.iter_mut().filter(|(_, bindings)| !bindings.is_empty()) {
@@ -229,6 +248,8 @@ impl Session<'_> {
             Some(DockerEvent::NetworkChanged(id)) if self.running.contains(&id) => self.look_up(id),
             Some(DockerEvent::Ended(id)) => {
                 self.running.remove(&id);
+                self.forget_old_ends();
+                self.ended.push_back((Instant::now(), id.clone()));
                 self.claim(id, Bindings::new());
                 Ok(())
             }
@@ -237,6 +258,12 @@ impl Session<'_> {
                 Ok(())
             }
             Some(DockerEvent::NetworkChanged(_) | DockerEvent::Renamed(..)) | None => Ok(()),
+        }
+    }
+
+    fn forget_old_ends(&mut self) {
+        while self.ended.front().is_some_and(|(at, _)| at.elapsed() > END_LAG_MAX) {
+            self.ended.pop_front();
         }
     }
 
