@@ -13,7 +13,7 @@ TARGET = x86_64-unknown-linux-musl
 MUSL = target/$(TARGET)/release
 BINARIES = rancher-desktop-guestagent rancher-desktop-hostagent
 
-.PHONY: help demo test check build musl install bench fuzz clean
+.PHONY: help demo test scenarios check build musl install bench fuzz clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -30,6 +30,10 @@ test: musl ## run every test, against real engines and in a VM (root; installs w
 	cargo test --locked --no-fail-fast -- --include-ignored
 	@# The static agent has other code for TLS (scripts/musl.sh).
 	GUESTAGENT_PROGRAM=$(CURDIR)/$(MUSL)/rancher-desktop-guestagent cargo test --locked --test kubernetes -- --include-ignored credentials
+
+scenarios: ## run the tests of the thirty scenarios and list these with pass or fail (root; LOG=FILE: from what make test has printed)
+	@scripts/deps.sh docker podman containerd cni openssl commands
+	@scripts/scenarios.sh $(LOG)
 
 check: ## formatting, lints, docs, and the tests that need neither root nor an engine
 	cargo fmt --check
@@ -68,9 +72,9 @@ install: ## install the musl binaries where they are built, else this machine's 
 			chmod 0644 "$$share/$${file#*:}" || exit 1; \
 	done
 
-bench: musl ## measure the README's claims and put them there (root; about ten minutes)
+bench: musl ## measure the README's claims and put them there (root; some 20 minutes); BASE=PATH: compare with another agent (GROUPS=)
 	@scripts/deps.sh docker containerd cni openssl bench
-	cargo bench --locked --bench claims -- --update README.md
+	cargo bench --locked --bench claims -- $(if $(BASE),--base $(BASE) $(GROUPS),--update README.md)
 
 fuzz: ## fuzz what reads bytes of others, T seconds a target (a C++ compiler)
 	@scripts/fuzz.sh $(T)

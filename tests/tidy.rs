@@ -195,6 +195,20 @@ fn imports_go_one_way() {
     }
 }
 
+/// docs/scenarios.md promises a test that bears the number of each of them.
+#[test]
+fn every_scenario_has_a_test() {
+    let mut files = sources("tests");
+    files.extend(sources("src"));
+    let tests: String = files.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/scenarios.md")).unwrap();
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| ")?.split_once(" | ")?.0.parse::<u32>().ok());
+    let rows: Vec<u32> = rows.collect();
+    assert_eq!(rows, (1..=30).collect::<Vec<_>>());
+    let without: Vec<_> = rows.iter().filter(|n| !tests.contains(&format!("fn s{n:02}_"))).collect();
+    assert!(without.is_empty(), "no test for the scenarios {without:?}");
+}
+
 #[test]
 fn no_trace_of_the_machine_it_was_written_on() {
     for path in ["src", "tests"].into_iter().flat_map(sources).filter(|p| !p.ends_with("tidy.rs")) {
