@@ -19,15 +19,19 @@ struct State {
     containers: BTreeMap<String, Value>,
     /// Of those that were renamed. Others are called as [`name`] has it.
     names: BTreeMap<String, String>,
-    streams: Vec<UnixStream>,
     subscriptions: usize,
     requests: Vec<String>,
     down: bool,
 }
 
+/// Those who follow the events. Not part of the state: a reader that is slow to take events must get its answers, or both
+/// wait for each other.
+type Streams = Mutex<Vec<UnixStream>>;
+
 pub struct EngineStub {
     dir: TempDir,
     state: Arc<Mutex<State>>,
+    streams: Arc<Streams>,
 }
 
 /// A container id as Docker's are.
@@ -65,14 +69,15 @@ impl EngineStub {
         let dir = TempDir::new();
         let state = Arc::new(Mutex::new(State { version: version.to_owned(), ..State::default() }));
         let listener = UnixListener::bind(dir.join("engine.sock")).unwrap();
-        let shared = state.clone();
+        let streams: Arc<Streams> = Arc::default();
+        let shared = (state.clone(), streams.clone());
         std::thread::spawn(move || {
             while let Ok((stream, _)) = listener.accept() {
-                let shared = shared.clone();
-                std::thread::spawn(move || serve(stream, &shared));
+                let (state, streams) = shared.clone();
+                std::thread::spawn(move || serve(stream, &state, &streams));
             }
         });
-        EngineStub { dir, state }
+        EngineStub { dir, state, streams }
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -136,7 +141,7 @@ impl EngineStub {
 
     /// Bytes into the event stream, as one chunk.
     pub fn raw(&self, bytes: &[u8]) {
-        for stream in &mut self.state.lock().unwrap().streams {
+        for stream in self.streams.lock().unwrap().iter_mut() {
             let mut chunk = format!("{:x}\r\n", bytes.len()).into_bytes();
             chunk.extend_from_slice(bytes);
             chunk.extend_from_slice(b"\r\n");
@@ -146,13 +151,13 @@ impl EngineStub {
 
     /// Ends the event streams, as a dying engine does.
     pub fn hang_up(&self) {
-        for stream in self.state.lock().unwrap().streams.drain(..) {
+        for stream in self.streams.lock().unwrap().drain(..) {
             let _ = stream.shutdown(std::net::Shutdown::Both);
         }
     }
 }
 
-fn serve(stream: UnixStream, state: &Mutex<State>) {
+fn serve(stream: UnixStream, state: &Mutex<State>, streams: &Streams) {
     let mut requests = BufReader::new(stream.try_clone().unwrap());
     loop {
         let mut path = String::new();
@@ -174,10 +179,11 @@ fn serve(stream: UnixStream, state: &Mutex<State>) {
         if path.contains("/events") && status == "200 OK" {
             let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
             out.write_all(head.as_bytes()).unwrap();
-            state.streams.push(stream.try_clone().unwrap());
+            streams.lock().unwrap().push(stream.try_clone().unwrap());
             state.subscriptions += 1;
             return;
         }
+        drop(state);
         let head =
             format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
         if out.write_all(head.as_bytes()).and_then(|()| out.write_all(body.as_bytes())).is_err() {
