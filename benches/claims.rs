@@ -4,6 +4,7 @@
 //! cargo bench --bench claims                          everything: about ten minutes, as root, docker and socat installed
 //! cargo bench --bench claims -- relay size            only these groups
 //! cargo bench --bench claims -- --update README.md    and puts the table between the markers in that file
+//! cargo bench --bench claims -- --base PATH docker    the same work by another agent that takes the same flags, and ratios
 //! ```
 //!
 //! `make bench` installs and builds what is needed first. The processes that are measured are the static musl binaries
@@ -57,7 +58,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use report::Row;
+use report::{Program, Row};
 
 type Measure = fn() -> Vec<Row>;
 
@@ -79,10 +80,14 @@ const GROUPS: &[(&str, Measure)] = &[
 
 const EXIT_USAGE: u8 = 2;
 
+/// Groups that another agent can be measured in: it is run as a program, and only what is seen from outside counts.
+const COMPARED: &[&str] = &["docker", "containerd", "nat", "sockets", "kubernetes", "host-switch", "idle"];
+
 struct Wish {
     /// Empty: all of them.
     groups: Vec<String>,
     update: Option<PathBuf>,
+    base: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -97,7 +102,10 @@ fn main() -> ExitCode {
     }
     args.retain(|arg| arg != "--bench");
     match read(args) {
-        Ok(wish) => run(&wish),
+        Ok(wish) => match &wish.base {
+            Some(base) => compare(base, &wish.groups),
+            None => run(&wish),
+        },
         Err(message) => {
             eprintln!("claims: {message}");
             ExitCode::from(EXIT_USAGE)
@@ -106,17 +114,23 @@ fn main() -> ExitCode {
 }
 
 fn read(args: Vec<String>) -> Result<Wish, String> {
-    let mut wish = Wish { groups: Vec::new(), update: None };
+    let mut wish = Wish { groups: Vec::new(), update: None, base: None };
     let names: Vec<&str> = GROUPS.iter().map(|(name, _)| *name).collect();
     let mut args = args.into_iter();
     while let Some(arg) = args.next() {
         if arg == "--update" {
             let file = args.next().ok_or("--update needs the name of a file")?;
             wish.update = Some(PathBuf::from(file));
+        } else if arg == "--base" {
+            let program = args.next().ok_or("--base needs the path of a program")?;
+            // Programs are started in other directories.
+            let program = std::fs::canonicalize(&program).map_err(|error| format!("{program}: {error}"))?;
+            support::agent::compare_with(&program)?;
+            wish.base = Some(program);
         } else if names.contains(&arg.as_str()) {
             wish.groups.push(arg);
         } else {
-            return Err(format!("no group {arg:?}; there are {}, and --update FILE", names.join(", ")));
+            return Err(format!("no group {arg:?}; there are {}, --update FILE, and --base PATH", names.join(", ")));
         }
     }
     if let Some(file) = &wish.update {
@@ -125,6 +139,14 @@ fn read(args: Vec<String>) -> Result<Wish, String> {
         }
         // Before minutes are spent on it.
         updated(file, "")?;
+    }
+    if wish.base.is_some() {
+        if wish.update.is_some() {
+            return Err("--base and --update do not go together".into());
+        }
+        if let Some(group) = wish.groups.iter().find(|group| !COMPARED.contains(&group.as_str())) {
+            return Err(format!("--base compares {}, not {group}", COMPARED.join(", ")));
+        }
     }
     Ok(wish)
 }
@@ -161,6 +183,37 @@ fn run(wish: &Wish) -> ExitCode {
         eprintln!("claims: updated {}", file.display());
     }
     ExitCode::SUCCESS
+}
+
+/// Each group by the other agent and then by this one. What the other one cannot do is said, and is no error.
+fn compare(base: &Path, groups: &[String]) -> ExitCode {
+    let mut rows = Vec::new();
+    let mut failed = Vec::new();
+    let compared = GROUPS.iter().filter(|(name, _)| COMPARED.contains(name));
+    for &(name, measure) in compared.filter(|(name, _)| groups.is_empty() || groups.iter().any(|group| group == name)) {
+        eprintln!("{name}, by {}:", base.display());
+        Program::measure_other(Some(base));
+        let other = std::panic::catch_unwind(measure);
+        Program::measure_other(None);
+        eprintln!("{name}, by this agent:");
+        match std::panic::catch_unwind(measure) {
+            Ok(this) => {
+                let mut other = other.unwrap_or_default().into_iter();
+                rows.extend(this.into_iter().map(|row| (other.next(), row)));
+            }
+            Err(_) => failed.push(name),
+        }
+    }
+    Program::measure_other(Some(base));
+    let other = size::of_agent();
+    Program::measure_other(None);
+    rows.push((Some(other), size::of_agent()));
+    println!("{}\n\n{}", report::machine(), report::comparison(&rows));
+    if failed.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("claims: could not be measured: {}", failed.join(", "));
+    ExitCode::FAILURE
 }
 
 /// The file's text with the table between the markers.

@@ -20,7 +20,7 @@ const IDLE: Duration = Duration::from_secs(60);
 /// Between the last container's start and the beginning of the idle time.
 const CALM: Duration = Duration::from_secs(5);
 
-const OWNERS: u32 = 50;
+const OWNERS: u32 = 100;
 const EACH: u32 = 100;
 
 const RSS_MB_MAX: f64 = 1.5;
@@ -29,6 +29,7 @@ const BOTH_RSS_MB_MAX: f64 = 1.8;
 const BOTH_CPU_PERCENT_MAX: f64 = 0.1;
 const ALL_RSS_MB_MAX: f64 = 2.2;
 const ALL_CPU_PERCENT_MAX: f64 = 0.2;
+const FULL_RSS_MB_MAX: f64 = 6.0;
 
 pub fn measure() -> Vec<Row> {
     let mut rows = docker();
@@ -277,11 +278,11 @@ fn come_and_gone() -> Row {
     wait_held(0);
     // The kernel's own high-water mark lags behind as well.
     let peak = status_kb(agent.pid(), "VmHWM:").max(full);
-    Row::report(
-        &format!(
-            "RSS of the agent with {} ports claimed, and gone again: before / with / peak / after",
-            thousands(all as u64)
-        ),
-        format!("{before} / {full} / {peak} / {} KiB", rss()),
+    Row::at_most(
+        &format!("RSS of the agent ({}) with {} bindings claimed", program.build, thousands(all as u64)),
+        FULL_RSS_MB_MAX,
+        "MB",
+        megabytes(full),
+        format!("{:.2} MB ({before} KiB before, {peak} at most, {} after they are gone)", megabytes(full), rss()),
     )
 }

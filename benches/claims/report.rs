@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::SystemTime;
 
 /// One line of the table.
 pub struct Row {
     claim: String,
     limit: Option<String>,
+    /// Of those with a limit: less is better.
+    value: Option<f64>,
     measured: String,
     missed: bool,
 }
@@ -19,6 +22,7 @@ impl Row {
         Row {
             claim: claim.into(),
             limit: Some(format!("≤ {limit} {unit}").trim_end().to_owned()),
+            value: Some(value),
             measured,
             missed: value > max,
         }
@@ -26,7 +30,7 @@ impl Row {
 
     /// A figure without a limit.
     pub fn report(claim: &str, measured: String) -> Row {
-        Row { claim: claim.into(), limit: None, measured, missed: false }
+        Row { claim: claim.into(), limit: None, value: None, measured, missed: false }
     }
 }
 
@@ -37,6 +41,22 @@ pub fn table(rows: &[Row]) -> String {
         let limit = row.limit.as_deref().unwrap_or("–");
         let mark = if row.missed { "**missed:** " } else { "" };
         out += &format!("| {} | {limit} | {mark}{} |\n", row.claim, row.measured);
+    }
+    out
+}
+
+/// The same rows of two agents, side by side: without those that hold no figure to compare. Where the other one could not be
+/// measured, that is said.
+pub fn comparison(rows: &[(Option<Row>, Row)]) -> String {
+    let mut out = String::from("| claim | the other | this agent | this / the other |\n|---|---|---|---|\n");
+    for (other, this) in rows {
+        let Some(value) = this.value else { continue };
+        let ratio = match other.as_ref().and_then(|other| other.value) {
+            Some(other) if other > 0.0 => format!("{:.2}", value / other),
+            _ => "–".to_owned(),
+        };
+        let shown = other.as_ref().map_or("not measured", |other| &other.measured);
+        out += &format!("| {} | {shown} | {} | {ratio} |\n", this.claim, this.measured);
     }
     out
 }
@@ -119,8 +139,19 @@ pub struct Program {
     pub build: &'static str,
 }
 
+/// What [`Program::agent`] is in place of this crate's own.
+static OTHER: Mutex<Option<PathBuf>> = Mutex::new(None);
+
 impl Program {
+    /// From now on it is another agent that is measured, or this one again.
+    pub fn measure_other(path: Option<&Path>) {
+        *OTHER.lock().unwrap() = path.map(Path::to_owned);
+    }
+
     pub fn agent() -> Program {
+        if let Some(path) = OTHER.lock().unwrap().clone() {
+            return Program { path, build: "the other" };
+        }
         Program::find("rancher-desktop-guestagent", env!("CARGO_BIN_EXE_rancher-desktop-guestagent"))
     }
 

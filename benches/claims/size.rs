@@ -3,13 +3,19 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use crate::report::{Row, musl, thousands};
+use crate::report::{Program, Row, musl, thousands};
 use crate::support::run;
 
 /// The limits of `scripts/musl.sh`.
 const BYTES_MAX: f64 = 1_480_000.0;
 const SMALL_BYTES_MAX: f64 = 940_000.0;
 const CRATES_MAX: f64 = 45.0;
+
+/// The agent that is measured, whichever it is.
+pub fn of_agent() -> Row {
+    let bytes = Program::agent().path.metadata().map_or(0, |file| file.len());
+    Row::at_most("Size of the program", BYTES_MAX, "bytes", bytes as f64, format!("{} bytes", thousands(bytes)))
+}
 
 pub fn measure() -> Vec<Row> {
     let mut rows = Vec::new();

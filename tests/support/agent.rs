@@ -3,6 +3,8 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
@@ -13,6 +15,30 @@ use super::{Process, TempDir, eventually};
 pub struct Agent {
     pub process: Process,
     dir: TempDir,
+    /// Its log has words of its own.
+    is_other: bool,
+}
+
+/// An agent of somebody else's, or an older one of ours, that takes the same flags.
+pub struct Other {
+    path: PathBuf,
+    /// It has flags that others do not have.
+    has_control: bool,
+}
+
+/// The one that benchmarks compare with.
+static OTHER: OnceLock<Other> = OnceLock::new();
+
+/// For so long another agent is left alone after its start: nothing says when it is ready.
+const OTHER_START: Duration = Duration::from_secs(3);
+
+/// From now on that program is started without what only this agent understands. Call it once.
+pub fn compare_with(path: &Path) -> Result<(), String> {
+    let help = Command::new(path).arg("--help").stdin(Stdio::null()).output();
+    let help = help.map_err(|error| format!("{}: {error}", path.display()))?;
+    let says = |text: &[u8]| String::from_utf8_lossy(text).contains("control-socket");
+    let other = Other { path: path.to_owned(), has_control: says(&help.stdout) || says(&help.stderr) };
+    OTHER.set(other).map_err(|_| "there is one to compare with already".to_owned())
 }
 
 fn command(namespace: Option<&Namespace>, program: &Path) -> Command {
@@ -51,11 +77,12 @@ impl Agent {
     pub fn run_program(program: &Path, namespace: Option<&Namespace>, args: &[&str], env: &[(&str, &str)]) -> Agent {
         let mut command = command(namespace, program);
         let dir = TempDir::new();
-        if !args.contains(&"--control-socket") {
+        let other = OTHER.get().filter(|other| other.path == program);
+        if !args.contains(&"--control-socket") && other.is_none_or(|other| other.has_control) {
             command.arg("--control-socket").arg(dir.join("control.sock"));
         }
         command.args(args).envs(env.iter().copied());
-        let agent = Agent::spawn(command, args, dir);
+        let agent = Agent { is_other: other.is_some(), ..Agent::spawn(command, args, dir) };
         agent.wait_log("started");
         agent
     }
@@ -80,7 +107,7 @@ impl Agent {
             .stdin(Stdio::null())
             .stdout(File::create(dir.join("out")).unwrap())
             .stderr(File::create(dir.join("log")).unwrap());
-        Agent { process: Process::spawn(&mut command), dir }
+        Agent { process: Process::spawn(&mut command), dir, is_other: false }
     }
 
     pub fn pid(&self) -> u32 {
@@ -112,8 +139,14 @@ impl Agent {
         fs::read_to_string(self.dir.join("out")).unwrap()
     }
 
-    /// Waits for a line with that text.
+    /// Waits for a line with that text; after another agent's start for a while instead.
     pub fn wait_log(&self, text: &str) {
+        if self.is_other {
+            if text == "started" {
+                std::thread::sleep(OTHER_START);
+            }
+            return;
+        }
         eventually(&format!("{text:?} in the log"), || match self.log() {
             log if log.contains(text) => Ok(()),
             log => Err(log),
