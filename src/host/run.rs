@@ -42,8 +42,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
     signals.thread_block()?;
     let descriptors = raise_file_limit()?;
     let sockets = open_sockets(&config)?;
-    let keep: &[Capability] =
-        if config.policy.allows_privileged() { &[Capability::CAP_NET_BIND_SERVICE] } else { &[] };
+    let keep: &[Capability] = if config.policy.allows_privileged() { &[Capability::CAP_NET_BIND_SERVICE] } else { &[] };
     privileges::drop_to(keep, &[])?;
 
     let (ports_max, flows_max) = shares(descriptors, config.ports_max);
