@@ -193,6 +193,25 @@ fn the_audit_guide_names_each_dependency_with_its_version() {
     assert!(section.contains(&counts) && section.contains(&small), "{counts}, {small}");
 }
 
+#[test]
+fn the_pages_for_auditors_name_files_that_are_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut named = 0;
+    for page in ["SECURITY.md", "docs/audit.md"] {
+        let text = file(page);
+        let files = text.split('`').skip(1).step_by(2).filter(|words| words.ends_with(".rs") || words.ends_with('/'));
+        for name in files.filter(|name| !name.contains('*') && !name.contains("://")) {
+            assert!(root.join("src").join(name).exists() || root.join(name).exists(), "{page}: there is no {name}");
+            named += 1;
+        }
+        for link in text.split("](").skip(1).map(|rest| rest.split([')', '#']).next().unwrap()) {
+            let from = root.join(page);
+            assert!(link.starts_with("http") || from.parent().unwrap().join(link).exists(), "{page}: {link}");
+        }
+    }
+    assert!(named > 40, "{named}");
+}
+
 /// Lines of a file: of code, of comments, and of tests.
 fn count(path: &Path) -> [usize; 3] {
     let text = fs::read_to_string(path).unwrap();
