@@ -6,7 +6,8 @@ cd "$(dirname "$0")/.."
 FILES="release/rancher-desktop-guestagent release/rancher-desktop-hostagent small/rancher-desktop-guestagent"
 OUT=target/x86_64-unknown-linux-musl
 
-git diff --quiet HEAD || echo "reproducible: what is not committed is not built" >&2
+commit=$(git rev-parse HEAD)
+git diff --quiet "$commit" || echo "reproducible: what is not committed is not built" >&2
 # The compiler and the crates, fetched once; nothing of HOME itself.
 export CARGO_HOME="${CARGO_HOME:-$HOME/.cargo}" RUSTUP_HOME="${RUSTUP_HOME:-$HOME/.rustup}"
 work=$(mktemp -d)
@@ -19,7 +20,7 @@ build() (
   shift 3
   umask "$mask"
   mkdir -p "$directory/home"
-  git archive HEAD | tar -x "$extract" -C "$directory"
+  git archive "$commit" | tar -x "$extract" -C "$directory"
   cd "$directory"
   echo "reproducible: building in $directory" >&2
   env -u CARGO_TARGET_DIR -u CARGO_BUILD_TARGET_DIR HOME="$directory/home" "$@" scripts/musl.sh >"$directory/log" 2>&1 || {
