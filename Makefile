@@ -11,13 +11,14 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 TARGET = x86_64-unknown-linux-musl
 MUSL = target/$(TARGET)/release
+CARGO_DENY = 0.20.2
 BINARIES = rancher-desktop-guestagent rancher-desktop-hostagent
 
-.PHONY: help demo test scenarios check build musl install bench fuzz clean
+.PHONY: help demo test scenarios check build musl install bench fuzz sbom deny reproducible clean
 .DEFAULT_GOAL := help
 
 help: ## show this
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 demo: build ## show a container's ports answering on the host (root; a few seconds after the build; ENGINE=containerd, SINK=host-switch)
 	@scripts/deps.sh $(DEPS_$(ENGINE))
@@ -78,6 +79,20 @@ bench: musl ## measure the README's claims and put them there (root; some 20 min
 
 fuzz: ## fuzz what reads bytes of others, T seconds a target (a C++ compiler)
 	@scripts/fuzz.sh $(T)
+
+sbom: ## write what the static agents are made of, as CycloneDX JSON, next to them
+	@scripts/deps.sh sbom
+	@mkdir -p $(MUSL) $(MUSL)/../small
+	@scripts/sbom.sh cyclonedx > $(MUSL)/rancher-desktop-guestagent.cdx.json
+	@scripts/sbom.sh cyclonedx --no-default-features > $(MUSL)/../small/rancher-desktop-guestagent.cdx.json
+	@echo "sbom: $(MUSL)/rancher-desktop-guestagent.cdx.json, and in small/ that of the agent without Kubernetes"
+
+deny: ## check licences, sources and versions of all crates against deny.toml (installs cargo-deny where it is missing)
+	@command -v cargo-deny >/dev/null || cargo install --locked --version $(CARGO_DENY) cargo-deny
+	cargo deny --locked check licenses bans sources
+
+reproducible: ## build the static binaries twice, in two places, and prove that they are the same
+	@scripts/reproducible.sh
 
 clean: ## remove everything that was built
 	cargo clean

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use caps::Capability;
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::stat::Mode;
 use rancher_desktop_agent::agent::{Agent, needed_capabilities, needs_relay, outward};
 use rancher_desktop_agent::config::usage::USAGE;
 use rancher_desktop_agent::config::{self, Config, Wish};
@@ -21,6 +22,8 @@ const EXIT_USAGE: u8 = 2;
 const SAME_SIGNAL: Duration = Duration::from_millis(100);
 /// As a shell has it for a program that cannot be run.
 const EXIT_NOT_RUN: u8 = 126;
+/// What the agent makes is for its own user.
+const UMASK: Mode = Mode::S_IRWXG.union(Mode::S_IRWXO);
 
 fn main() -> ExitCode {
     if let Some(error) = child::become_program(std::env::args_os().skip(1)) {
@@ -118,6 +121,7 @@ fn summary(config: &Config) -> String {
 }
 
 fn run(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
+    privileges::isolate(UMASK)?;
     // Blocked before any thread starts, so that only the signal thread sees them.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     signals.thread_block()?;

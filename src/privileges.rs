@@ -1,14 +1,20 @@
-//! What a process may do: gives up the privileges it no longer needs once its sockets are open, and takes all the
-//! descriptors it is allowed.
+//! What a process may do: keeps to itself, gives up the privileges it no longer needs once its sockets are open, and takes
+//! all the descriptors it is allowed. SECURITY.md has the table of what is left to whom, and a test reads it.
 //!
 //! Capabilities belong to threads: [`drop_to`] must run before any other thread is started. What it gives up is gone; what
 //! it only lays aside can be taken up by one thread for one job ([`with`]), and by no program that is started.
 
 use std::fmt;
+use std::fs;
 
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::close;
+
+/// The last of the standard descriptors.
+const STANDARD_ERROR: i32 = 2;
 
 /// A step of [`drop_to`] that the kernel refused.
 #[derive(Debug)]
@@ -27,6 +33,25 @@ impl std::error::Error for PrivilegeError {}
 
 fn failed<E: fmt::Display>(step: &'static str) -> impl FnOnce(E) -> PrivilegeError {
     move |error| PrivilegeError { step, reason: error.to_string() }
+}
+
+/// What both programs do first, before they open anything: whatever was left open for them is closed, nothing that they make
+/// has any right of `mask`, and their memory, where tokens and keys are, is neither dumped nor read by others of their user.
+pub fn isolate(mask: Mode) -> Result<(), PrivilegeError> {
+    close_inherited();
+    umask(mask);
+    // Not by a limit: what the kernel pipes to a program, as WSL has it do, heeds none.
+    prctl::set_dumpable(false).map_err(failed("keep its memory to itself"))
+}
+
+/// Closes every descriptor but the standard ones. Only for a process that has opened nothing yet.
+pub fn close_inherited() {
+    let open = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let open: Vec<i32> = open.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for fd in open.into_iter().filter(|fd| *fd > STANDARD_ERROR) {
+        // That of the directory just read is closed by now.
+        let _ = close(fd);
+    }
 }
 
 /// Gives up every capability of the calling thread but those of `keep` that it has, in the bounding set too where that

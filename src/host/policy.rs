@@ -16,6 +16,9 @@ use crate::wire::port_mapping::ConnectAddr;
 /// What may be bound when no rule is given.
 pub const ALLOW_DEFAULT: [&str; 2] = ["127.0.0.0/8:1024-65535", "[::1]:1024-65535"];
 
+/// Below it, the kernel asks for a privilege.
+const UNPRIVILEGED_PORTS_FIRST: u16 = 1024;
+
 /// Reads `ADDR[/PREFIX]`. An IPv4 address is to be written as one, or a rule for it would never match.
 pub fn parse_cidr(text: &str) -> Result<Cidr, String> {
     let cidr = Cidr::parse(text).ok_or("use ADDR[/PREFIX], as in 192.168.0.0/16 or fd00::/8")?;
@@ -106,6 +109,11 @@ impl fmt::Display for Refusal {
 }
 
 impl Policy {
+    /// Whether a port may be bound that only the privileged can bind.
+    pub fn allows_privileged(&self) -> bool {
+        self.allow.iter().any(|rule| *rule.ports.start() < UNPRIVILEGED_PORTS_FIRST)
+    }
+
     /// Where a binding's connections go: the first acceptable address of its family, and its own port. `is_own` tells
     /// the host's own addresses.
     pub fn target(

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use caps::Capability;
 use nix::sys::signal::{SigSet, Signal};
-use nix::sys::stat::{Mode, umask};
+use nix::sys::stat::Mode;
 
 use crate::host::config::{Config, Listen};
 use crate::host::documents::{CONNECTIONS_MAX, Documents};
@@ -35,14 +35,15 @@ pub type RunError = Box<dyn std::error::Error>;
 
 /// Runs until SIGTERM or SIGINT; everything that was opened is closed then. A second signal ends it at once.
 pub fn run(config: Config) -> Result<(), RunError> {
+    // Sockets are for this user only, from the moment they are there.
+    privileges::isolate(Mode::from_bits_truncate(0o177))?;
     // Before any other thread is started, so that every thread has it: signals wait for this one.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals.thread_block()?;
-    // Sockets are for this user only, from the moment they are there.
-    umask(Mode::from_bits_truncate(0o177));
     let descriptors = raise_file_limit()?;
     let sockets = open_sockets(&config)?;
-    privileges::drop_to(&[Capability::CAP_NET_BIND_SERVICE], &[])?;
+    let keep: &[Capability] = if config.policy.allows_privileged() { &[Capability::CAP_NET_BIND_SERVICE] } else { &[] };
+    privileges::drop_to(keep, &[])?;
 
     let (ports_max, flows_max) = shares(descriptors, config.ports_max);
     if ports_max < config.ports_max {

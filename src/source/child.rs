@@ -1,8 +1,8 @@
 //! Programs that sources run: found once, started clean, bounded in time and output, and never left behind.
 //!
 //! A child starts as this very program, which asks the kernel to be killed when the agent dies (`PR_SET_PDEATHSIG`),
-//! gives up the privileges that its job does not need, and becomes the other program: by its absolute path, without
-//! environment, in `/`. Nothing of it goes through a shell. A child that is dropped is killed and reaped, with what it
+//! gives up the privileges that its job does not need and every descriptor but its pipes, and becomes the other program: by
+//! its absolute path, without environment, in `/`. Nothing of it goes through a shell. A child that is dropped is killed and reaped, with what it
 //! has started itself: it may be a script around the program, and has a process group of its own for that.
 
 mod run;
@@ -175,6 +175,7 @@ pub fn become_program(words: impl IntoIterator<Item = OsString>) -> Option<Strin
     if words.next()? != MARK {
         return None;
     }
+    privileges::close_inherited();
     let parent: Option<i32> = words.next().and_then(|word| word.to_str()?.parse().ok());
     let keep = words.next();
     let keep =

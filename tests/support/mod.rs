@@ -137,7 +137,12 @@ pub fn status_kb(pid: u32, field: &str) -> u64 {
     line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// Open descriptors of a process.
+/// Open descriptors of a process. The programs keep theirs to themselves: not as root, it is what Linux 6.2 tells as the size of
+/// the directory, and 0 before.
 pub fn descriptors(pid: u32) -> usize {
-    fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+    let directory = format!("/proc/{pid}/fd");
+    match fs::read_dir(&directory) {
+        Ok(entries) => entries.count(),
+        Err(_) => fs::metadata(directory).unwrap().len() as usize,
+    }
 }
