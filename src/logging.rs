@@ -16,6 +16,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use env_logger::{Builder, Logger, Target};
 use humantime::format_rfc3339_millis;
 use log::{Level, LevelFilter, Log, Metadata, Record, SetLoggerError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -67,9 +68,19 @@ pub fn level(name: &str) -> Option<LevelFilter> {
 
 /// Starts logging, once in a process.
 pub fn start(format: Format, level: LevelFilter) -> Result<(), SetLoggerError> {
+    let mut builder = Builder::new();
+    // Libraries' own debug lines hold no news for our users.
+    builder.filter_level(level.min(LevelFilter::Warn)).filter_module("rancher_desktop", level).target(Target::Stderr);
+    builder.format(move |out, record| {
+        let time = timestamp();
+        match format {
+            Format::Text => writeln!(out, "{time} {:<5} {}", record.level(), one_line(&record.args().to_string())),
+            Format::Json => writeln!(out, "{}", json_line(&time, record.level(), &record.args().to_string())),
+        }
+    });
     let now = Instant::now();
     let state = State { bucket: Bucket::full(now, level < LevelFilter::Debug), repeats: Repeats::new(now) };
-    log::set_boxed_logger(Box::new(Limited { format, level, state: Mutex::new(state) }))?;
+    log::set_boxed_logger(Box::new(Limited { inner: builder.build(), state: Mutex::new(state) }))?;
     log::set_max_level(level);
     Ok(())
 }
@@ -110,8 +121,7 @@ fn one_line(message: &str) -> String {
 }
 
 struct Limited {
-    format: Format,
-    level: LevelFilter,
+    inner: Logger,
     state: Mutex<State>,
 }
 
@@ -131,34 +141,20 @@ impl Limited {
         match bucket.take(now, has_room(io::stderr().as_fd())) {
             None => return false,
             Some(0) => {}
-            Some(left_out) => self.print(&own(format_args!("log: {left_out} lines left out"))),
+            Some(left_out) => self.inner.log(&own(format_args!("log: {left_out} lines left out"))),
         }
-        self.print(record);
+        self.inner.log(record);
         true
-    }
-
-    /// In one write, so that no other's words come in between.
-    fn print(&self, record: &Record<'_>) {
-        let (time, message) = (timestamp(), record.args().to_string());
-        let mut line = match self.format {
-            Format::Text => format!("{time} {:<5} {}", record.level(), one_line(&message)),
-            Format::Json => json_line(&time, record.level(), &message),
-        };
-        line.push('\n');
-        // There is no other place to say that it cannot be said.
-        let _ = io::stderr().write_all(line.as_bytes());
     }
 }
 
 impl Log for Limited {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        // Libraries' own debug lines hold no news for our users.
-        let ours = metadata.target().starts_with("rancher_desktop");
-        metadata.level() <= if ours { self.level } else { self.level.min(LevelFilter::Warn) }
+        self.inner.enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
-        if !self.enabled(record.metadata()) {
+        if !self.inner.matches(record) {
             return;
         }
         // Held while the line is written, or another thread's might take the room for it.
@@ -174,7 +170,9 @@ impl Log for Limited {
         }
     }
 
-    fn flush(&self) {}
+    fn flush(&self) {
+        self.inner.flush();
+    }
 }
 
 /// Whether a line can be written without waiting. Errors are writing's to find.
