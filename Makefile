@@ -33,6 +33,7 @@ test: musl ## run every test, against real engines and in a VM (root; installs w
 
 check: ## formatting, lints, docs, and the tests that need neither root nor an engine
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --all-targets --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
