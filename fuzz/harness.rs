@@ -9,6 +9,7 @@ use std::fmt::{Debug, Display};
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::os::unix::ffi::OsStringExt as _;
+#[cfg(feature = "kubernetes")]
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,9 @@ use rancher_desktop_agent::parse::published::Published;
 use rancher_desktop_agent::parse::sockets::Listening;
 use rancher_desktop_agent::parse::{self, iptables, netlink, nftables, route};
 use rancher_desktop_agent::policy::{RULES_MAX, Rule, parse_rules};
-use rancher_desktop_agent::port::{Binding, Bindings, Protocol};
+#[cfg(feature = "kubernetes")]
+use rancher_desktop_agent::port::Bindings;
+use rancher_desktop_agent::port::{Binding, Protocol};
 use rancher_desktop_agent::source::lines::{Lines, Next};
 use rancher_desktop_agent::source::nat::names::names_nat;
 use rancher_desktop_agent::wire::port_mapping::{DOCUMENT_BYTES_MAX, encode};
