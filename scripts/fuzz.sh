@@ -7,6 +7,9 @@
 set -eu
 cd "$(dirname "$0")/.."
 [ $# -ge 1 ] || { echo "usage: scripts/fuzz.sh SECONDS [TARGET]" >&2; exit 2; }
+all=$(cd fuzz/fuzz_targets && ls | sed 's/\.rs$//')
+targets=${2:-$all}
+[ -e "fuzz/fuzz_targets/${2:-docker}.rs" ] || { echo "there is no target $2: $(echo $all)" >&2; exit 2; }
 HOST=$(rustc -vV | sed -n 's/^host: //p')
 # Coverage for the fuzzer, and AddressSanitizer. The C++ of libFuzzer is built along: it needs a C++ compiler.
 export RUSTC_BOOTSTRAP=1
@@ -16,9 +19,6 @@ export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-co
 export CARGO_TARGET_DIR="$PWD/target/fuzz"
 cargo build --manifest-path fuzz/Cargo.toml --release --locked --target "$HOST" --bins
 programs="target/fuzz/$HOST/release"
-all=$(cd fuzz/fuzz_targets && ls | sed 's/\.rs$//')
-targets=${2:-$all}
-[ -e "fuzz/fuzz_targets/${2:-docker}.rs" ] || { echo "there is no target $2: $(echo $all)" >&2; exit 2; }
 for target in $targets; do
   mkdir -p "target/fuzz/corpus/$target" "target/fuzz/artifacts/$target"
 done
