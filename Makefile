@@ -38,6 +38,7 @@ scenarios: ## run the tests of the thirty scenarios and list these with pass or 
 
 check: ## formatting, lints, docs, and the tests that need neither root nor an engine
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --all-targets --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items

@@ -19,7 +19,7 @@ use log::LevelFilter;
 use nix::unistd::Uid;
 
 use crate::cidr::Cidr;
-use crate::flags::{FlagError, Parsed};
+use crate::flags::{FlagError, Parsed, shown};
 use crate::logging::{self, Format};
 use crate::policy::{Policy, RULE_FORM, Rule};
 use crate::port::{Binding, Protocol};
@@ -156,7 +156,7 @@ impl fmt::Display for ConfigError {
                 f.write_str("-docker, -containerd and -iptables cannot all be on: choose two at most")
             }
             ConfigError::Environment { name, value, expected } => {
-                write!(f, "{name}={}: expected {expected}", value.escape_debug())
+                write!(f, "{name}={}: expected {expected}", shown(value))
             }
         }
     }

@@ -274,8 +274,13 @@ impl Usage {
 /// The name that a mistyped one was probably meant to be: few typing mistakes away, or the only one that it begins.
 pub fn nearest(name: &str, names: impl Iterator<Item = &'static str> + Clone) -> Option<&'static str> {
     let name = name.to_ascii_lowercase();
-    let mistakes_max = name.chars().count() / 3 + 1;
+    let chars = name.chars().count();
+    let mistakes_max = chars / 3 + 1;
     let near = |known: &'static str| {
+        // Each character too many is a mistake: a long word need not be looked at.
+        if chars > 2 * known.len() + 2 {
+            return None;
+        }
         let mistakes = typing_mistakes(&name, &known.to_ascii_lowercase());
         (mistakes <= mistakes_max && mistakes < known.len()).then_some((mistakes, known))
     };

@@ -8,7 +8,7 @@
 //!
 //! A message is words, then its details as ` key=value` or ` key="quoted"`; JSON lines have these as fields.
 
-mod fields;
+pub mod fields;
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};

@@ -188,6 +188,8 @@ fn docker_host_names_a_socket() {
     for bad in ["tcp://1.2.3.4:2375", "unix://relative", "/run/docker.sock"] {
         assert!(with(bad).unwrap_err().to_string().contains("DOCKER_HOST"), "{bad}");
     }
+    let long = with(&"\u{1b}x".repeat(50_000)).unwrap_err().to_string();
+    assert!(long.len() < 600 && !long.chars().any(char::is_control), "{long}");
 }
 
 #[test]

@@ -95,6 +95,14 @@ fn refuses_stray_words_and_missing_values() {
 }
 
 #[test]
+fn a_long_name_is_near_to_none() {
+    let names = ["docker", "kubernetes"];
+    assert_eq!(nearest("kuberneteskubernetes", names.into_iter()), None);
+    assert_eq!(nearest("kuberneteskube", names.into_iter()), Some("kubernetes"));
+    assert_eq!(nearest(&"docker".repeat(1 << 20), names.into_iter()), None);
+}
+
+#[test]
 fn takes_operands_where_they_are_wanted() {
     static EXPLAIN: Usage = Usage { operands_max: 1, ..USAGE };
     let parsed = EXPLAIN.parse(["8080", "--docker"].map(OsString::from)).unwrap();

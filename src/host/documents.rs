@@ -258,11 +258,23 @@ impl Connection {
             Err(_) if self.document.is_empty() => return Progress::Silent,
             Err(error) => return Progress::Bad(format!("a document was lost: {error}")),
         };
-        let end = bytes.iter().position(|byte| *byte == b'\n');
-        self.document.extend_from_slice(bytes.get(..end.unwrap_or(bytes.len())).unwrap_or_default());
-        if self.document.len() > DOCUMENT_BYTES_MAX {
-            return Progress::Bad(format!("a document was refused: larger than {DOCUMENT_BYTES_MAX} bytes"));
+        match append(&mut self.document, bytes) {
+            Ok(true) => Progress::Complete,
+            Ok(false) => Progress::More,
+            Err(reason) => Progress::Bad(reason),
         }
-        if end.is_some() { Progress::Complete } else { Progress::More }
     }
+}
+
+/// Adds what a read has brought to a document, up to the newline that ends it. Returns whether there was one.
+///
+/// # Errors
+/// It has more than [`DOCUMENT_BYTES_MAX`] bytes.
+pub fn append(document: &mut Vec<u8>, bytes: &[u8]) -> Result<bool, String> {
+    let end = bytes.iter().position(|byte| *byte == b'\n');
+    document.extend_from_slice(bytes.get(..end.unwrap_or(bytes.len())).unwrap_or_default());
+    if document.len() > DOCUMENT_BYTES_MAX {
+        return Err(format!("a document was refused: larger than {DOCUMENT_BYTES_MAX} bytes"));
+    }
+    Ok(end.is_some())
 }

@@ -107,7 +107,8 @@ fn attempt(guest: &Guest) -> io::Result<()> {
 }
 
 /// A stream whose reads can be given a time-out.
-trait TimedRead: Read {
+pub trait TimedRead: Read {
+    /// Sets it for the reads that follow.
     fn set_timeout(&self, timeout: Duration) -> io::Result<()>;
 }
 
@@ -123,7 +124,11 @@ impl TimedRead for VsockStream {
     }
 }
 
-fn read_ok(stream: &mut impl TimedRead, deadline: Instant) -> io::Result<()> {
+/// Reads a hypervisor's answer to `CONNECT`, and no byte behind it.
+///
+/// # Errors
+/// It is another answer than `OK <number>`, or does not come in time.
+pub fn read_ok(stream: &mut impl TimedRead, deadline: Instant) -> io::Result<()> {
     let mut answer = Vec::new();
     while answer.last() != Some(&b'\n') && answer.len() < ANSWER_BYTES_MAX {
         answer.push(read_byte(stream, deadline)?);
@@ -135,7 +140,11 @@ fn read_ok(stream: &mut impl TimedRead, deadline: Instant) -> io::Result<()> {
     }
 }
 
-fn read_magic(stream: &mut impl TimedRead, deadline: Instant) -> io::Result<()> {
+/// Reads what the agent of Rancher Desktop says, and no byte behind it.
+///
+/// # Errors
+/// Something else is said, or it does not come in time.
+pub fn read_magic(stream: &mut impl TimedRead, deadline: Instant) -> io::Result<()> {
     for expected in MAGIC {
         if read_byte(stream, deadline)? != *expected {
             return Err(invalid(format!("port {HANDSHAKE_PORT} of the guest is answered by another program")));

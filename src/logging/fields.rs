@@ -4,9 +4,12 @@
 /// Fields that every line has. A message cannot write others of these names.
 const RESERVED: [&str; 3] = ["time", "level", "message"];
 
+/// Details that are told apart; what comes before more of them is words.
+const PAIRS_MAX: usize = 32;
+
 /// The words, and the ` key=value` pairs at the end. Values in quotes are what Rust's `{:?}` writes of text, and come
 /// without quotes and escapes. Before a key that comes twice, or is reserved, everything is words.
-pub(super) fn split(message: &str) -> (&str, Vec<(&str, String)>) {
+pub fn split(message: &str) -> (&str, Vec<(&str, String)>) {
     let mut words = message;
     let mut pairs: Vec<(&str, String)> = Vec::new();
     let mut at = 0;
@@ -15,7 +18,8 @@ pub(super) fn split(message: &str) -> (&str, Vec<(&str, String)>) {
         let found = pair(rest);
         at += found.as_ref().map_or_else(|| rest.find(' ').unwrap_or(rest.len()), |(_, _, len)| *len) + 1;
         let found = found.filter(|(key, ..)| begun > 0 && !RESERVED.contains(key));
-        if found.as_ref().is_none_or(|(key, ..)| pairs.iter().any(|(k, _)| k == key)) {
+        let is_full = pairs.len() == PAIRS_MAX;
+        if found.as_ref().is_none_or(|(key, ..)| is_full || pairs.iter().any(|(k, _)| k == key)) {
             pairs.clear();
         }
         match found {
@@ -33,7 +37,9 @@ pub(super) fn split(message: &str) -> (&str, Vec<(&str, String)>) {
 
 /// The pair that the text begins with, up to a space or the end of the text, and how many bytes it has.
 fn pair(text: &str) -> Option<(&str, String, usize)> {
-    let (key, rest) = text.split_once('=')?;
+    // No further than the word: a long message is looked at once, not once a word.
+    let (key, rest) = text.split_at_checked(text.find(['=', ' '])?)?;
+    let rest = rest.strip_prefix('=')?;
     let valid = key.starts_with(|c: char| c.is_ascii_lowercase())
         && key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
     if !valid {
@@ -53,6 +59,9 @@ fn pair(text: &str) -> Option<(&str, String, usize)> {
     text.get(len..).filter(|after| after.is_empty() || after.starts_with(' ')).map(|_| (key, value, len))
 }
 
+/// Digits of an escaped character.
+const HEX_DIGITS_MAX: usize = 6;
+
 /// Text up to its closing quote, without escapes, and how many bytes it had with the quote.
 fn unquote(text: &str) -> Option<(String, usize)> {
     let mut value = String::new();
@@ -66,7 +75,8 @@ fn unquote(text: &str) -> Option<(String, usize)> {
                 't' => '\t',
                 '0' => '\0',
                 'u' => {
-                    let hex = text.get(at + 2..)?.strip_prefix('{')?.split('}').next()?;
+                    let hex = text.get(at + 2..)?.strip_prefix('{')?;
+                    let hex = hex.get(..hex.bytes().take(HEX_DIGITS_MAX + 1).position(|byte| byte == b'}')?)?;
                     // Over the braces, too.
                     chars.nth(hex.chars().count() + 1)?;
                     char::from_u32(u32::from_str_radix(hex, 16).ok()?)?
@@ -82,6 +92,7 @@ fn unquote(text: &str) -> Option<(String, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::{Duration, Instant};
 
     fn check(message: &str, words: &str, pairs: &[(&str, &str)]) {
         let pairs = pairs.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
@@ -96,6 +107,18 @@ mod tests {
         check("a b=c=d", "a", &[("b", "c=d")]);
         let hostile = "quote \" back \\ line\n\t\r\0\u{1b}[2J ü b=1 '";
         check(&format!("a b={hostile:?} c=2"), "a", &[("b", hostile), ("c", "2")]);
+    }
+
+    #[test]
+    fn a_message_of_a_megabyte_takes_no_time() {
+        let begun = Instant::now();
+        for (word, bytes) in [("a ", 1 << 20), (" a=\"\\u{", 1 << 18)] {
+            let message = word.repeat(bytes / word.len());
+            assert_eq!(split(&message), (&*message, vec![]), "{word}");
+        }
+        let pairs: String = (0..100_000).map(|i| format!(" k{i}=v")).collect();
+        assert!(split(&pairs).1.len() <= PAIRS_MAX);
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     }
 
     #[test]
@@ -124,6 +147,9 @@ mod tests {
         }
         check("a b=1 c d=2", "a b=1 c", &[("d", "2")]);
         check("a b=1 b=2", "a b=1", &[("b", "2")]);
+        let many: String = (0..40).map(|i| format!(" k{i}=v")).collect();
+        let (words, pairs) = split(&many);
+        assert_eq!((words.split(' ').count(), pairs.len()), (1 + 32, 8));
         check("a b=1 time=2 c=3", "a b=1 time=2", &[("c", "3")]);
     }
 }

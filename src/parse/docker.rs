@@ -109,7 +109,7 @@ fn container_id(path: &'static str, value: Option<&Value>) -> Result<Arc<str>, P
 }
 
 /// The running containers.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Running {
     /// The published ports of each, empty ones included.
     pub claims: Map<Arc<str>, Bindings>,

@@ -18,6 +18,9 @@ pub mod sockets;
 
 use std::fmt;
 
+/// Characters of what is wrong with JSON that are shown.
+const JSON_CHARS_MAX: usize = 200;
+
 /// Why input could not be used.
 #[derive(Debug)]
 pub enum ParseError {
@@ -50,7 +53,8 @@ pub enum ParseError {
 impl fmt::Display for ParseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ParseError::Json(error) => write!(f, "not JSON: {error}"),
+            // Where it expects an array or object, it quotes all of the text that is there.
+            ParseError::Json(error) => write!(f, "not JSON: {:.JSON_CHARS_MAX$}", error.to_string()),
             ParseError::Field { path, expected } => write!(f, "field {path}: expected {expected}"),
             ParseError::Missing(what) => write!(f, "no {what} where it should be"),
             ParseError::TooMany { what, max } => write!(f, "more than {max} {what}"),

@@ -23,6 +23,7 @@ use crate::parse::kube::{self, Status, WatchEvent};
 use crate::port::Bindings;
 use crate::source::lines::Next;
 use crate::supervisor::Context;
+pub use client::tls_config;
 use client::{Client, EVENT_BYTES_MAX};
 pub use error::KubernetesError;
 

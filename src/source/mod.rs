@@ -8,6 +8,6 @@ pub mod docker;
 pub mod interface;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
-mod lines;
+pub mod lines;
 pub mod nat;
 pub mod sockets;

@@ -18,7 +18,7 @@
 //! by owner. Rules that lead nowhere any more are found out by `probes`.
 
 mod lock;
-mod names;
+pub mod names;
 mod netlink;
 mod pace;
 mod probes;

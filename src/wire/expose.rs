@@ -236,6 +236,8 @@ mod tests {
             assert!(list(bad.as_bytes()).is_err(), "{bad}");
         }
         assert!(list("[".repeat(100_000).as_bytes()).is_err());
+        let error = list(format!("\"{}\"", "\\u001b[2J ".repeat(100_000)).as_bytes()).unwrap_err().to_string();
+        assert!(error.len() < 300 && !error.chars().any(char::is_control), "{error}");
     }
 
     #[test]

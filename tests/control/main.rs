@@ -13,7 +13,6 @@
 
 mod documents;
 mod hostile;
-mod requests;
 mod server;
 #[path = "../support/mod.rs"]
 mod support;

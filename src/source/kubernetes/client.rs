@@ -193,8 +193,11 @@ fn read(kubeconfig: &Path, blob: &Blob) -> Result<Vec<u8>, KubernetesError> {
     }
 }
 
-/// How to know the server, and how to prove who we are.
-fn tls_config(path: &Path, kubeconfig: &Kubeconfig) -> Result<ClientConfig, KubernetesError> {
+/// How to know the server, and how to prove who we are, by the kubeconfig at that path.
+///
+/// # Errors
+/// Which field, or which file that it names, cannot be read or used. Nothing of a secret is in it.
+pub fn tls_config(path: &Path, kubeconfig: &Kubeconfig) -> Result<ClientConfig, KubernetesError> {
     let in_file = |blob: &Blob, cause: String| KubernetesError::Kubeconfig {
         path: path.to_owned(),
         error: wrong(&blob.field, cause),

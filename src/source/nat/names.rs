@@ -44,7 +44,8 @@ impl Names {
     }
 }
 
-fn names_nat(names: &[u8]) -> bool {
+/// Whether table `nat` is in that list.
+pub fn names_nat(names: &[u8]) -> bool {
     names.split(|byte| *byte == b'\n').any(|name| name == b"nat")
 }
 

@@ -1,0 +1,5 @@
+//! See `documents` in ../harness.rs.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| harness::documents(bytes));

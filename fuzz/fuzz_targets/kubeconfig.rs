@@ -1,0 +1,5 @@
+//! See `kubeconfig` in ../harness.rs.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| harness::kubeconfig(bytes));

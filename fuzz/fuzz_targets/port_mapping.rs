@@ -1,0 +1,5 @@
+//! See `port_mapping` in ../harness.rs.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| harness::port_mapping(bytes));

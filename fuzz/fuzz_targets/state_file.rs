@@ -1,0 +1,5 @@
+//! See `state_file` in ../harness.rs.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| harness::state_file(bytes));
