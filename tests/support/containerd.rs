@@ -90,6 +90,17 @@ impl Containerd {
         daemon.wait();
     }
 
+    /// The daemon's process.
+    pub fn pid(&self) -> u32 {
+        self.daemon.as_ref().unwrap().pid()
+    }
+
+    /// SIGKILL, if it still runs, and a new one. Containers go on running.
+    pub fn relaunch(&mut self) {
+        drop(self.daemon.take());
+        self.launch();
+    }
+
     /// `ctr`, for this containerd and that containerd namespace.
     pub fn ctr(&self, ns: &str) -> Command {
         let mut command = Command::new("ctr");

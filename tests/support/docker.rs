@@ -100,6 +100,17 @@ impl Engine {
         daemon.wait();
     }
 
+    /// The daemon's process.
+    pub fn pid(&self) -> u32 {
+        self.daemon.as_ref().unwrap().pid()
+    }
+
+    /// SIGKILL, if it still runs, and a new one, which finds what this one left.
+    pub fn relaunch(&mut self) {
+        drop(self.daemon.take());
+        self.launch();
+    }
+
     /// The docker client, for this engine.
     pub fn cli(&self) -> Command {
         let mut command = Command::new("docker");
