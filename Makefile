@@ -13,7 +13,7 @@ TARGET = x86_64-unknown-linux-musl
 MUSL = target/$(TARGET)/release
 BINARIES = rancher-desktop-guestagent rancher-desktop-hostagent
 
-.PHONY: help demo test check build musl install bench fuzz clean
+.PHONY: help demo test check build musl install bench soak fuzz clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -25,9 +25,11 @@ demo: build ## show a container's ports answering on the host (root; a few secon
 	@scripts/demo.sh $(ENGINE) $(SINK)
 
 test: musl ## run every test, against real engines and in a VM (root; installs what is missing)
-	@scripts/deps.sh docker podman containerd cni openssl commands vm
+	@scripts/deps.sh docker podman containerd cni openssl commands vm soak
 	@tests/vm/prepare.sh
 	cargo test --locked --no-fail-fast -- --include-ignored
+	@# Each fault phase once, and what make soak does for minutes, for a while.
+	cargo test --locked --bench soak -- --seconds 45
 	@# The static agent has other code for TLS (scripts/musl.sh).
 	GUESTAGENT_PROGRAM=$(CURDIR)/$(MUSL)/rancher-desktop-guestagent cargo test --locked --test kubernetes -- --include-ignored credentials
 
@@ -71,6 +73,10 @@ install: ## install the musl binaries where they are built, else this machine's 
 bench: musl ## measure the README's claims and put them there (root; about ten minutes)
 	@scripts/deps.sh docker containerd cni openssl bench
 	cargo bench --locked --bench claims -- --update README.md
+
+soak: ## kill, stop, fill and cut off everything while containers come and go, T seconds (root; T=600 is what docs/reliability.md shows)
+	@scripts/deps.sh docker containerd cni soak
+	cargo bench --locked --bench soak -- --seconds $(T) --update docs/reliability.md
 
 fuzz: ## fuzz what reads bytes of others, T seconds a target (a C++ compiler)
 	@scripts/fuzz.sh $(T)

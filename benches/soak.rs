@@ -123,7 +123,9 @@ fn read(args: Vec<String>) -> Result<Wish, String> {
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or(format!("{arg} needs a value"));
         match arg.as_str() {
-            "--seconds" => wish.seconds = Duration::from_secs(value()?.parse().map_err(|_| "--seconds needs a number")?),
+            "--seconds" => {
+                wish.seconds = Duration::from_secs(value()?.parse().map_err(|_| "--seconds needs a number")?)
+            }
             "--seed" => wish.seed = value()?.parse().map_err(|_| "--seed needs a number")?,
             "--update" => wish.update = Some(PathBuf::from(value()?)),
             part if names.contains(&part) => wish.parts.push(arg),
@@ -150,6 +152,13 @@ fn soak(wish: &Wish) -> ExitCode {
             INTERRUPTED.store(true, Ordering::Relaxed);
         }
     });
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        // `tests/support` panics where a test would fail; here an engine has just been killed.
+        if std::thread::current().name() != Some(churn::HAND) {
+            usual(panic);
+        }
+    }));
     let janitor = Janitor::start();
     eprintln!("soak: seed {}, {} s of churn", wish.seed, wish.seconds.as_secs());
     let (mut rows, mut failed) = (Vec::new(), Vec::new());

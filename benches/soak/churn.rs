@@ -17,6 +17,9 @@ use crate::world::{World, lock};
 
 const WEB: [&str; 6] = ["/busybox", "httpd", "-f", "-h", "/", "-p"];
 
+/// What threads of hands are called.
+pub const HAND: &str = "hand";
+
 /// After something failed: whoever is meant is dead or stopped most likely.
 const PAUSE: Duration = Duration::from_millis(200);
 const POLL: Duration = Duration::from_millis(20);
@@ -380,7 +383,7 @@ impl Hand for Plain<'_> {
         let ip = if random.one_in(2) { "127.0.0.1" } else { "0.0.0.0" };
         let port = self.ports.take(1);
         let mut command = self.world.vm.guest.command("/bin/busybox");
-        command.args(&WEB[1..]).arg(format!("{ip}:{port}"));
+        command.args(["httpd", "-f", "-h", "/bin", "-p"]).arg(format!("{ip}:{port}"));
         let process = Process::spawn(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()));
         lock(&self.world.plain).insert(process.pid(), (ip.to_owned(), port, "tcp"));
         self.alive.push((process, port));

@@ -30,8 +30,8 @@ pub enum Fault {
 }
 
 use Fault::{
-    AgentKilled, AgentStopped, ContainerdKilled, ContainerdStopped, DiskFull, DockerKilled, DockerStopped, EventsKilled,
-    HostagentKilled, HostagentStopped, LinkDown, SwitchKilled, SwitchStopped,
+    AgentKilled, AgentStopped, ContainerdKilled, ContainerdStopped, DiskFull, DockerKilled, DockerStopped,
+    EventsKilled, HostagentKilled, HostagentStopped, LinkDown, SwitchKilled, SwitchStopped,
 };
 
 /// Each list has a thread of its own, so that faults of different lists meet.
@@ -83,6 +83,11 @@ impl Record {
         lock(&self.0).get(&fault).copied().unwrap_or_default()
     }
 
+    /// Whether each fault has come up.
+    pub fn complete(&self) -> bool {
+        lock(&self.0).len() == ENGINES.len() + OTHERS.len()
+    }
+
     pub fn all(&self) -> u64 {
         lock(&self.0).values().map(|(count, _)| count).sum()
     }
@@ -108,14 +113,22 @@ pub struct Faults<'a> {
 impl Faults<'_> {
     /// What a thread does: one fault after another, each of the list before any comes again.
     pub fn work(&self, list: &[Fault], thread: usize, mut random: Random) {
-        let mut deck: Vec<Fault> = Vec::new();
+        let mut deck: Vec<Fault> = list.to_vec();
+        random.shuffle(&mut deck);
+        // It has to come up while it still may: taken from the end, and not always first.
+        if let Some(at) = deck.iter().position(|fault| *fault == AgentKilled) {
+            let kill = deck.remove(at);
+            deck.insert(deck.len() - random.below(2), kill);
+        }
         loop {
             let (pace, order) = self.orders.read();
             match pace {
                 Pace::End => return,
                 Pace::Hold | Pace::Drain => self.orders.rest(thread, order),
                 Pace::Churn => {
-                    self.orders.pause(random.between(self.gap / 4, self.gap));
+                    // Containers are not started while an engine is away: most of the time it is to be there.
+                    let gap = if list == ENGINES { 2 * self.gap } else { self.gap };
+                    self.orders.pause(random.between(gap / 4, gap));
                     if self.orders.read().0 != Pace::Churn {
                         continue;
                     }

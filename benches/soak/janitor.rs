@@ -64,7 +64,13 @@ impl std::fmt::Display for Left {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (processes, mounts) = (self.processes.len(), self.mounts.len());
         let (namespaces, directories) = (self.namespaces.len(), self.directories.len());
-        write!(f, "{processes} processes, {mounts} mounts, {namespaces} namespaces, {directories} directories")
+        write!(f, "{processes} processes, {mounts} mounts, {namespaces} namespaces, {directories} directories")?;
+        for pid in &self.processes {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line: String = String::from_utf8_lossy(&line).replace('\0', " ").chars().take(100).collect();
+            write!(f, "; {line}")?;
+        }
+        Ok(())
     }
 }
 
@@ -97,10 +103,7 @@ impl Left {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.processes.is_empty()
-            && self.mounts.is_empty()
-            && self.namespaces.is_empty()
-            && self.directories.is_empty()
+        self.processes.is_empty() && self.mounts.is_empty() && self.namespaces.is_empty() && self.directories.is_empty()
     }
 
     fn remove(self) {
@@ -145,8 +148,11 @@ fn processes(owner: u32, prefix: &str, inodes: &BTreeSet<u64>) -> BTreeSet<i32> 
         }
     }
     loop {
-        let more: Vec<i32> =
-            parents.iter().filter(|(pid, up)| found.contains(up) && !found.contains(pid)).map(|(pid, _)| *pid).collect();
+        let more: Vec<i32> = parents
+            .iter()
+            .filter(|(pid, up)| found.contains(up) && !found.contains(pid))
+            .map(|(pid, _)| *pid)
+            .collect();
         if more.is_empty() {
             return found;
         }

@@ -44,7 +44,7 @@ pub fn settle(world: &World) -> Result<Agreed, Vec<String>> {
 fn compare(world: &World) -> Result<(usize, (usize, usize)), Vec<String>> {
     let mut wrong = Vec::new();
     let published = published(world).map_err(|error| vec![error])?;
-    let wanted: Set = published.iter().flatten().filter_map(on_host).collect();
+    let wanted: Set = published.iter().flatten().chain(&listening(world)).filter_map(on_host).collect();
     let ipv4: Set = wanted.iter().filter(|forward| !forward.contains('[')).cloned().collect();
     let mut expect = |who: &str, wanted: &Set, held: Result<Set, String>| match held {
         Ok(held) => {
@@ -95,6 +95,15 @@ fn published(world: &World) -> Result<Vec<Vec<Address>>, String> {
         }
     }
     Ok(all)
+}
+
+/// What listens in the guest, whoever it is, but for the agent itself, whose sockets are on the link's address. It is all
+/// published by somebody above, unless a dockerd that was killed has left something that nobody knows of any more.
+fn listening(world: &World) -> Vec<Address> {
+    let guest = &world.vm.guest;
+    let tcp = guest.listening().into_iter().filter_map(|at| Some((at.parse().ok()?, "tcp")));
+    let udp = guest.bound_udp().into_iter().map(|at| (at, "udp"));
+    tcp.chain(udp).map(|(at, protocol): (SocketAddr, _)| (at.ip().to_string(), at.port(), protocol)).collect()
 }
 
 /// Where it is bound on the host, which has no admin rights.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
@@ -14,6 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::engine;
 use crate::support::agent::{self, Agent};
 use crate::support::cni::{Cni, Variant};
 use crate::support::containerd::Containerd;
@@ -118,7 +120,8 @@ impl World {
     pub fn ask(&self, words: &[&str]) -> Result<Vec<Value>, String> {
         let mut command = lock(&self.agent).ask(words);
         let out = command.output().map_err(|error| error.to_string())?;
-        if out.stdout.is_empty() {
+        // Where all is not well, it says so with its exit code too.
+        if out.stdout.is_empty() && !out.stderr.is_empty() {
             return Err(format!("{words:?}: {}", String::from_utf8_lossy(&out.stderr)));
         }
         let text = String::from_utf8_lossy(&out.stdout);
@@ -159,6 +162,37 @@ impl World {
             ip(&["addr", "replace", "fd00:143::2/64", "dev", "eth0", "nodad"]);
             ip(&["route", "replace", "default", "via", "fd00:143::1"]);
         }
+    }
+
+    /// Ends what dockerds that were killed while they started a container have left: proxies that listen, and containers
+    /// that no dockerd knows of. Only for when dockerd has no container. How many processes that were.
+    pub fn end_lost(&self) -> usize {
+        let all = engine::call(&self.docker, "GET", "/containers/json?all=1", None);
+        if !all.is_ok_and(|all| all.as_array().is_some_and(Vec::is_empty)) {
+            return 0;
+        }
+        let inode = |path: String| fs::metadata(path).map(|of| of.ino()).ok();
+        let guest = inode(format!("/var/run/netns/{}", self.vm.guest.name()));
+        let shim = format!("-address {}/exec/containerd/", self.docker.parent().unwrap().display());
+        let processes =
+            || fs::read_dir("/proc").unwrap().flatten().filter_map(|one| one.file_name().to_str()?.parse().ok());
+        let line = |pid: i32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).replace('\0', " ")
+        };
+        let shims: Vec<i32> = processes().filter(|pid| line(*pid).contains(&shim)).collect();
+        let lost = |pid: &i32| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse().ok());
+            let proxy = stat.contains("(docker-proxy)") && inode(format!("/proc/{pid}/ns/net")) == guest;
+            proxy || parent.is_some_and(|parent| shims.contains(&parent))
+        };
+        let mut lost: Vec<i32> = processes().filter(lost).collect();
+        lost.extend(shims);
+        for pid in &lost {
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+        }
+        lost.len()
     }
 
     /// The process of the agent's that reads containerd's events.

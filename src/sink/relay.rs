@@ -232,11 +232,8 @@ mod tests {
     #[test]
     fn descriptors_are_left_for_others() {
         let mut relay = relay();
-        let [first, second] = [ip(1), ip(2)].map(|host_ip| Binding {
-            protocol: Protocol::Tcp,
-            host_ip,
-            host_port: free_port(),
-        });
+        let [first, second] =
+            [ip(1), ip(2)].map(|host_ip| Binding { protocol: Protocol::Tcp, host_ip, host_port: free_port() });
         relay.open(first, &[ip(8), ip(9)]).unwrap();
         let refused = relay.open(second, &[ip(9)]).unwrap_err();
         assert!(refused.reason.contains("needs a descriptor"), "{refused:?}");

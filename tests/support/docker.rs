@@ -108,6 +108,16 @@ impl Engine {
     /// SIGKILL, if it still runs, and a new one, which finds what this one left.
     pub fn relaunch(&mut self) {
         drop(self.daemon.take());
+        // dockerd's own containerd ends with it, a moment later; a new dockerd that still sees it would wait for it.
+        let file = self.dir.join("exec/containerd/containerd.pid");
+        if let Some(pid) = fs::read_to_string(&file).ok().and_then(|text| text.trim().parse::<i32>().ok()) {
+            let ended = || {
+                let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+                stat.is_empty() || stat.contains(") Z ")
+            };
+            eventually("the end of dockerd's containerd", || if ended() { Ok(()) } else { Err(pid) });
+            let _ = fs::remove_file(file);
+        }
         self.launch();
     }
 
