@@ -74,9 +74,9 @@ bench: musl ## measure the README's claims and put them there (root; about ten m
 	@scripts/deps.sh docker containerd cni openssl bench
 	cargo bench --locked --bench claims -- --update README.md
 
-soak: ## kill, stop, fill and cut off everything while containers come and go, T seconds (root; T=600 is what docs/reliability.md shows)
+soak: musl ## kill, stop, fill and cut off everything while containers come and go, T seconds (root; T=600 is what docs/reliability.md shows)
 	@scripts/deps.sh docker containerd cni soak
-	cargo bench --locked --bench soak -- --seconds $(T) --update docs/reliability.md
+	GUESTAGENT_PROGRAM=$(CURDIR)/$(MUSL)/rancher-desktop-guestagent cargo bench --locked --bench soak -- --seconds $(T) --update docs/reliability.md
 
 fuzz: ## fuzz what reads bytes of others, T seconds a target (a C++ compiler)
 	@scripts/fuzz.sh $(T)

@@ -59,8 +59,10 @@ use nix::sys::signal::{SigSet, Signal};
 use figures::Row;
 use janitor::{Janitor, Left};
 
+type Part = fn(&Wish) -> Vec<Row>;
+
 /// Parts of it, in the order of the report.
-const PARTS: &[(&str, fn(&Wish) -> Vec<Row>)] = &[
+const PARTS: &[(&str, Part)] = &[
     ("descriptors", |_| limits::descriptors()),
     ("memory", |_| limits::memory()),
     ("clock", |_| clock::jumps()),
@@ -98,12 +100,12 @@ fn main() -> ExitCode {
             world::serve_switch(address);
             return ExitCode::SUCCESS;
         }
-        // `cargo test --all-targets` runs this program too.
-        [] => {
-            eprintln!("soak: nothing done: this is for cargo bench, or say --seconds");
-            return ExitCode::SUCCESS;
-        }
         _ => {}
+    }
+    // `cargo bench` says so; `cargo test --all-targets`, which runs this program too, does not.
+    if !args.iter().any(|arg| arg == "--bench" || arg == "--seconds") {
+        eprintln!("soak: nothing done: this is for cargo bench, or say --seconds");
+        return ExitCode::SUCCESS;
     }
     args.retain(|arg| arg != "--bench");
     match read(args) {
@@ -148,8 +150,11 @@ fn soak(wish: &Wish) -> ExitCode {
     signals.thread_block().unwrap();
     std::thread::spawn(move || {
         while signals.wait().is_ok() {
+            if INTERRUPTED.swap(true, Ordering::Relaxed) {
+                // A second one: at once, and the janitor cleans up.
+                std::process::exit(i32::from(EXIT_INTERRUPTED));
+            }
             eprintln!("soak: ends, and cleans up");
-            INTERRUPTED.store(true, Ordering::Relaxed);
         }
     });
     let usual = std::panic::take_hook();
@@ -177,8 +182,16 @@ fn soak(wish: &Wish) -> ExitCode {
     }
     rows.push(left_behind());
     drop(janitor);
-    let command = format!("cargo bench --bench soak -- --seconds {} --seed {}", wish.seconds.as_secs(), wish.seed);
-    let report = format!("`{command}` on {}:\n\n{}", figures::machine(), figures::table(&rows));
+    let how = if cfg!(debug_assertions) { "test" } else { "bench" };
+    let command = format!("cargo {how} --bench soak -- --seconds {} --seed {}", wish.seconds.as_secs(), wish.seed);
+    let agent = support::agent::program();
+    let agent = if agent.components().any(|part| part.as_os_str().to_string_lossy().contains("musl")) {
+        "the static musl binary"
+    } else {
+        "cargo's own build"
+    };
+    let report =
+        format!("`{command}`, the agent being {agent}, on {}:\n\n{}", figures::machine(), figures::table(&rows));
     println!("{report}");
     if interrupted() {
         return ExitCode::from(EXIT_INTERRUPTED);

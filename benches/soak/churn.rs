@@ -351,9 +351,11 @@ impl Hand for Ctr<'_> {
                 return Err(error);
             }
         }
-        let (id, port, attachment) = self.alive.swap_remove(at);
-        // Rules and namespace go with it.
-        drop(attachment);
+        // Rules first; where they cannot be taken away now, the container is tried again as a whole.
+        if let Some(attachment) = &mut self.alive[at].2 {
+            attachment.try_detach()?;
+        }
+        let (id, port, _) = self.alive.swap_remove(at);
         lock(&self.world.labels).remove(&id);
         self.ports.give_back(port, 1);
         Ok(())

@@ -14,7 +14,7 @@ use crate::support::vm::HOST;
 use crate::world::{Address, World, lock};
 
 /// How long everybody has to agree once nothing happens any more.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Forwards, as `tcp 127.0.0.1:8080`.
 type Set = BTreeSet<String>;
@@ -31,9 +31,28 @@ pub struct Agreed {
 
 /// Waits until all agree. The differences, by name, where they do not in time.
 pub fn settle(world: &World) -> Result<Agreed, Vec<String>> {
+    settle_on(|| compare(world))
+}
+
+/// The same, and that there is nothing. What dockerds have left is ended first; how many processes that were.
+pub fn settle_empty(world: &World) -> Result<usize, Vec<String>> {
+    let mut lost = 0;
+    settle_on(|| {
+        lost += world.end_lost();
+        match compare(world)? {
+            (0, (0, 0)) => Ok((0, (0, 0))),
+            (publishers, forwards) => Err(vec![format!("{publishers} publishers and {forwards:?} forwards are left")]),
+        }
+    })?;
+    Ok(lost)
+}
+
+type Compared = Result<(usize, (usize, usize)), Vec<String>>;
+
+fn settle_on(mut compare: impl FnMut() -> Compared) -> Result<Agreed, Vec<String>> {
     let begun = Instant::now();
     loop {
-        match compare(world) {
+        match compare() {
             Ok((publishers, forwards)) => return Ok(Agreed { publishers, forwards, after: begun.elapsed() }),
             Err(differences) if begun.elapsed() >= DEADLINE => return Err(differences),
             Err(_) => std::thread::sleep(Duration::from_millis(100)),
@@ -41,7 +60,7 @@ pub fn settle(world: &World) -> Result<Agreed, Vec<String>> {
     }
 }
 
-fn compare(world: &World) -> Result<(usize, (usize, usize)), Vec<String>> {
+fn compare(world: &World) -> Compared {
     let mut wrong = Vec::new();
     let published = published(world).map_err(|error| vec![error])?;
     let wanted: Set = published.iter().flatten().chain(&listening(world)).filter_map(on_host).collect();
@@ -152,8 +171,11 @@ fn in_state_file(world: &World) -> Result<Set, String> {
     Ok(forwards.iter().map(|one| line(&one["protocol"], &one["local"])).collect())
 }
 
-/// What the agent says it forwards, by kind of sink; and what it says is in the way of anything.
-fn at_agent(world: &World) -> Result<(Vec<(String, String)>, Vec<String>), String> {
+/// A forward at a kind of sink.
+type AtSink = (String, String);
+
+/// What the agent says it forwards; and what it says is in the way of anything.
+fn at_agent(world: &World) -> Result<(Vec<AtSink>, Vec<String>), String> {
     let (mut all, mut others) = (Vec::new(), Vec::new());
     for forward in world.ask(&["ports", "--json"])?.iter().filter(|document| document["type"] == "forward") {
         let text = |key: &str| forward[key].as_str().unwrap_or_default();

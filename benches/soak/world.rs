@@ -165,10 +165,14 @@ impl World {
     }
 
     /// Ends what dockerds that were killed while they started a container have left: proxies that listen, and containers
-    /// that no dockerd knows of. Only for when dockerd has no container. How many processes that were.
+    /// that no dockerd knows of. Only for when nobody has a container of dockerd's. How many processes that were.
     pub fn end_lost(&self) -> usize {
-        let all = engine::call(&self.docker, "GET", "/containers/json?all=1", None);
-        if !all.is_ok_and(|all| all.as_array().is_some_and(Vec::is_empty)) {
+        let list = || engine::call(&self.docker, "GET", "/containers/json?all=1", None).unwrap_or_default();
+        // Of one that dockerd made and was killed before it could say so nobody has the id.
+        for container in list().as_array().into_iter().flatten() {
+            let _ = engine::remove(&self.docker, container["Id"].as_str().unwrap_or_default());
+        }
+        if list().as_array().is_none_or(|all| !all.is_empty()) {
             return 0;
         }
         let inode = |path: String| fs::metadata(path).map(|of| of.ino()).ok();

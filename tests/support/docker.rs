@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::vm::Namespace;
-use super::{DEADLINE, Process, TempDir, eventually, run};
+use super::{DEADLINE, Process, TempDir, eventually, run, within};
 
 /// No registry is reachable: the image is made of Debian's static busybox.
 const BUSYBOX: &str = "/bin/busybox";
@@ -87,7 +87,8 @@ impl Engine {
         let log = File::create(self.dir.join("log")).unwrap();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         self.daemon = Some(Process::spawn(&mut command));
-        eventually("an answer of the engine", || {
+        // One that was killed looks through everything it finds, on a machine that may have much else to do.
+        within(3 * DEADLINE, "an answer of the engine", || {
             let out = self.cli().arg("version").output().unwrap();
             if out.status.success() { Ok(()) } else { Err(fs::read_to_string(self.dir.join("log")).unwrap()) }
         });
