@@ -14,7 +14,7 @@ MUSL = target/$(TARGET)/release
 CARGO_DENY = 0.20.2
 BINARIES = rancher-desktop-guestagent rancher-desktop-hostagent
 
-.PHONY: help demo test scenarios check build musl install bench fuzz sbom deny reproducible clean
+.PHONY: help demo test scenarios check build musl install bench soak fuzz sbom deny reproducible clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -26,9 +26,11 @@ demo: build ## show a container's ports answering on the host (root; a few secon
 	@scripts/demo.sh $(ENGINE) $(SINK)
 
 test: musl ## run every test, against real engines and in a VM (root; installs what is missing)
-	@scripts/deps.sh docker podman containerd cni openssl commands vm
+	@scripts/deps.sh docker podman containerd cni openssl commands vm soak
 	@tests/vm/prepare.sh
 	cargo test --locked --no-fail-fast -- --include-ignored
+	@# Each fault phase once, and what make soak does for minutes, for a while.
+	cargo test --locked --bench soak -- --seconds 45
 	@# The static agent has other code for TLS (scripts/musl.sh).
 	GUESTAGENT_PROGRAM=$(CURDIR)/$(MUSL)/rancher-desktop-guestagent cargo test --locked --test kubernetes -- --include-ignored credentials
 
@@ -77,6 +79,10 @@ install: ## install the musl binaries where they are built, else this machine's 
 bench: musl ## measure the README's claims and put them there (root; some 20 minutes); BASE=PATH: compare with another agent (GROUPS=)
 	@scripts/deps.sh docker containerd cni openssl bench
 	cargo bench --locked --bench claims -- $(if $(BASE),--base $(BASE) $(GROUPS),--update README.md)
+
+soak: musl ## kill, stop, fill and cut off everything while containers come and go, T seconds (root; T=600 is what docs/reliability.md shows)
+	@scripts/deps.sh docker containerd cni soak
+	GUESTAGENT_PROGRAM=$(CURDIR)/$(MUSL)/rancher-desktop-guestagent cargo bench --locked --bench soak -- --seconds $(T) --update docs/reliability.md
 
 fuzz: ## fuzz what reads bytes of others, T seconds a target (a C++ compiler)
 	@scripts/fuzz.sh $(T)

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what the named components need, with apt-get, and only what is missing: silent and instant when all is there.
 #
-#   scripts/deps.sh COMPONENT...      docker podman containerd cni openssl commands demo musl sbom vm bench lint
+#   scripts/deps.sh COMPONENT...      docker podman containerd cni openssl commands demo musl sbom vm bench soak lint
 #
 # A need is written TEST:PACKAGE. TEST is a command looked for on the path, or a file where it starts with a slash; so a
 # tool which came another way (a newer docker, say) counts as there and is left alone.
@@ -32,6 +32,7 @@ needs() {
   musl-source) echo /usr/bin/rustc:rustc-web /usr/lib/rustlib/src/rust/library:rust-web-src ;;
   vm) echo qemu-system-x86_64:qemu-system-x86 mke2fs:e2fsprogs flock:util-linux setpriv:util-linux dpkg-deb:dpkg cc:gcc $BUSYBOX ;;
   bench) echo socat:socat ip:iproute2 ;;
+  soak) echo faketime:faketime prlimit:util-linux mount:mount $BUSYBOX ;;
   lint) echo shellcheck:shellcheck ;;
   *)
     echo "deps: no component '$1'" >&2

@@ -53,6 +53,9 @@ const RELAY_LIMITS: Limits = Limits {
 /// Descriptors of one relayed connection: two sockets and two pipes.
 const CONNECTION_FDS: usize = 6;
 
+/// Descriptors that the relay leaves for everything else: engines, peers, programs that are run, clients.
+const OTHER_FDS: usize = 48;
+
 /// Why the agent could not start.
 #[derive(Debug)]
 pub struct StartError {
@@ -139,7 +142,8 @@ impl Agent {
         if needs_relay(config) {
             let half = (files_max / 2 / CONNECTION_FDS).max(1);
             let limits = Limits { connections_max: RELAY_LIMITS.connections_max.min(half), ..RELAY_LIMITS };
-            let relay = RelaySink::start(outward(config), config.relay_peers.clone(), limits);
+            let listening = files_max.saturating_sub(OTHER_FDS).max(files_max / 4);
+            let relay = RelaySink::start(outward(config), config.relay_peers.clone(), limits, listening);
             self.start_sink("relay".into(), Box::new(relay.map_err(starting("the relay"))?))?;
         }
         let of_kind = |wanted: fn(&SinkConfig) -> bool| -> Vec<SinkId> {

@@ -10,6 +10,8 @@ use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+
 use super::{Sink, cannot_listen};
 use crate::cidr::Cidr;
 use crate::event::{Answer, Document, Failure, FailureKind, Operation};
@@ -34,13 +36,21 @@ pub struct RelaySink {
     outward: Vec<Outward>,
     /// What is listened on, and the binding it leads to.
     listening: Map<Door, Binding>,
+    /// How much of it there may be: each takes a descriptor, and everybody else needs some too.
+    listening_max: usize,
 }
 
 impl RelaySink {
-    /// Starts the relay. `peers` may use it; none: the default gateways reached through `outward`.
-    pub fn start(outward: Vec<Outward>, peers: Vec<Cidr>, limits: Limits) -> io::Result<RelaySink> {
+    /// Starts the relay, with `listening_max` sockets that listen at most. `peers` may use it; none: the default gateways
+    /// reached through `outward`.
+    pub fn start(
+        outward: Vec<Outward>,
+        peers: Vec<Cidr>,
+        limits: Limits,
+        listening_max: usize,
+    ) -> io::Result<RelaySink> {
         let relay = Relay::start("relay", limits, admit(outward.clone(), peers))?;
-        Ok(RelaySink { relay, outward, listening: Map::new() })
+        Ok(RelaySink { relay, outward, listening: Map::new(), listening_max })
     }
 
     /// After an error the caller closes the binding: some of it may be open.
@@ -65,8 +75,11 @@ impl RelaySink {
                     let reason = format!("relay: {addr} already leads to {other}");
                     return Err(Failure { kind: FailureKind::Conflict, reason });
                 }
-                Some(_) | None => {
-                    let opened = self.relay.open(binding.protocol, addr, target);
+                found => {
+                    let opened = match found {
+                        None if self.listening.len() >= self.listening_max => Err(Errno::EMFILE.into()),
+                        Some(_) | None => self.relay.open(binding.protocol, addr, target),
+                    };
                     opened.map_err(|error| cannot_listen("relay", binding.protocol, addr, &error))?
                 }
             }
@@ -98,6 +111,8 @@ impl Sink for RelaySink {
                 let addrs = match net::outward_addrs(&self.outward) {
                     Ok(addrs) => addrs,
                     Err(error) => {
+                        // What has failed is not withdrawn later: it is closed now, or never.
+                        document.bindings.keys().for_each(|binding| self.close(*binding));
                         let failure = failed(error.to_string());
                         return Answer::Done {
                             failed: document.bindings.keys().map(|b| (*b, failure.clone())).collect(),
@@ -138,6 +153,7 @@ fn admit(outward: Vec<Outward>, peers: Vec<Cidr>) -> Admit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::{Owner, Source, Ticket};
     use std::net::{TcpListener, TcpStream};
 
     const LIMITS: Limits = Limits {
@@ -148,8 +164,18 @@ mod tests {
     };
 
     fn relay() -> RelaySink {
-        RelaySink::start(vec![Outward::Interface("lo".into())], vec![Cidr::parse("127.0.0.0/8").unwrap()], LIMITS)
-            .unwrap()
+        let peers = vec![Cidr::parse("127.0.0.0/8").unwrap()];
+        RelaySink::start(vec![Outward::Interface("lo".into())], peers, LIMITS, 2).unwrap()
+    }
+
+    fn announce(relay: &mut RelaySink, binding: Binding) -> Vec<String> {
+        let owner = Owner { source: Source::Docker, key: "web".into() };
+        let bindings = std::iter::once((binding, binding.host_port)).collect();
+        let document = Document { ticket: Ticket(1), operation: Operation::Announce, owner, bindings };
+        match relay.carry_out(&document) {
+            Answer::Done { failed } => failed.into_iter().map(|(_, failure)| failure.reason).collect(),
+            other => panic!("{other:?}"),
+        }
     }
 
     fn ip(last: u8) -> IpAddr {
@@ -190,5 +216,29 @@ mod tests {
         assert_eq!(refused.kind, FailureKind::Conflict, "{refused:?}");
         relay.close(binding);
         assert!(!answers(ip(9), binding.host_port), "closed with the rest");
+    }
+
+    #[test]
+    fn nothing_is_left_when_the_addresses_cannot_be_told_any_more() {
+        let mut relay = relay();
+        let binding = Binding { protocol: Protocol::Tcp, host_ip: ip(1), host_port: free_port() };
+        assert_eq!(announce(&mut relay, binding), [""; 0]);
+        assert!(answers(Ipv4Addr::LOCALHOST.into(), binding.host_port));
+        relay.outward = vec![Outward::Interface("no-such-interface".into())];
+        assert_eq!(announce(&mut relay, binding).len(), 1);
+        assert!(!answers(Ipv4Addr::LOCALHOST.into(), binding.host_port));
+    }
+
+    #[test]
+    fn descriptors_are_left_for_others() {
+        let mut relay = relay();
+        let [first, second] =
+            [ip(1), ip(2)].map(|host_ip| Binding { protocol: Protocol::Tcp, host_ip, host_port: free_port() });
+        relay.open(first, &[ip(8), ip(9)]).unwrap();
+        let refused = relay.open(second, &[ip(9)]).unwrap_err();
+        assert!(refused.reason.contains("needs a descriptor"), "{refused:?}");
+        relay.open(first, &[ip(8), ip(9)]).unwrap();
+        relay.close(first);
+        relay.open(second, &[ip(9)]).unwrap();
     }
 }

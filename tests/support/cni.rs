@@ -190,6 +190,15 @@ impl Attachment {
         self.detach().unwrap();
     }
 
+    /// Calls DEL of what is attached; what failed may be tried again.
+    pub fn try_detach(&mut self) -> Result<(), String> {
+        while let Some((plugin, config)) = self.added.last().cloned() {
+            self.cni.call("DEL", self, plugin, &config)?;
+            self.added.pop();
+        }
+        Ok(())
+    }
+
     /// Takes the namespace away and leaves the rules, as a crash of whoever ran the container does.
     pub fn abandon(mut self) {
         self.added.clear();

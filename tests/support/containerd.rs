@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::docker::{image_tar, unmount_below};
 use super::vm::Namespace;
-use super::{DEADLINE, Process, TempDir, eventually, run, unique};
+use super::{DEADLINE, Process, TempDir, eventually, run, unique, within};
 
 /// The image that every container is made of.
 pub const IMAGE: &str = "localhost/busybox:local";
@@ -59,7 +59,7 @@ impl Containerd {
     /// Starts the daemon and waits for it to answer.
     pub fn launch(&mut self) {
         self.spawn();
-        eventually("an answer of containerd", || if self.answers() { Ok(()) } else { Err(self.log()) });
+        within(3 * DEADLINE, "an answer of containerd", || if self.answers() { Ok(()) } else { Err(self.log()) });
     }
 
     fn spawn(&mut self) {
@@ -88,6 +88,17 @@ impl Containerd {
         let mut daemon = self.daemon.take().unwrap();
         daemon.signal(Signal::SIGTERM);
         daemon.wait();
+    }
+
+    /// The daemon's process.
+    pub fn pid(&self) -> u32 {
+        self.daemon.as_ref().unwrap().pid()
+    }
+
+    /// SIGKILL, if it still runs, and a new one. Containers go on running.
+    pub fn relaunch(&mut self) {
+        drop(self.daemon.take());
+        self.launch();
     }
 
     /// `ctr`, for this containerd and that containerd namespace.

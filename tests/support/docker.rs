@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::vm::Namespace;
-use super::{DEADLINE, Process, TempDir, eventually, run};
+use super::{DEADLINE, Process, TempDir, eventually, run, within};
 
 /// No registry is reachable: the image is made of Debian's static busybox.
 const BUSYBOX: &str = "/bin/busybox";
@@ -87,7 +87,8 @@ impl Engine {
         let log = File::create(self.dir.join("log")).unwrap();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         self.daemon = Some(Process::spawn(&mut command));
-        eventually("an answer of the engine", || {
+        // One that was killed looks through everything it finds, on a machine that may have much else to do.
+        within(3 * DEADLINE, "an answer of the engine", || {
             let out = self.cli().arg("version").output().unwrap();
             if out.status.success() { Ok(()) } else { Err(fs::read_to_string(self.dir.join("log")).unwrap()) }
         });
@@ -98,6 +99,27 @@ impl Engine {
         let mut daemon = self.daemon.take().unwrap();
         daemon.signal(Signal::SIGTERM);
         daemon.wait();
+    }
+
+    /// The daemon's process.
+    pub fn pid(&self) -> u32 {
+        self.daemon.as_ref().unwrap().pid()
+    }
+
+    /// SIGKILL, if it still runs, and a new one, which finds what this one left.
+    pub fn relaunch(&mut self) {
+        drop(self.daemon.take());
+        // dockerd's own containerd ends with it, a moment later; a new dockerd that still sees it would wait for it.
+        let file = self.dir.join("exec/containerd/containerd.pid");
+        if let Some(pid) = fs::read_to_string(&file).ok().and_then(|text| text.trim().parse::<i32>().ok()) {
+            let ended = || {
+                let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+                stat.is_empty() || stat.contains(") Z ")
+            };
+            eventually("the end of dockerd's containerd", || if ended() { Ok(()) } else { Err(pid) });
+            let _ = fs::remove_file(file);
+        }
+        self.launch();
     }
 
     /// The docker client, for this engine.

@@ -122,12 +122,22 @@ impl Namespace {
 
     /// Every TCP address and port that something in the namespace listens on: what WSL sees.
     pub fn listening(&self) -> Vec<String> {
-        let read = |name| fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap();
-        let tables = self.enter(|| read("tcp") + &read("tcp6"));
+        self.sockets("tcp", "0A").iter().map(SocketAddr::to_string).collect()
+    }
+
+    /// Every UDP address and port that something in the namespace takes packets at from anybody.
+    pub fn bound_udp(&self) -> Vec<SocketAddr> {
+        self.sockets("udp", "07")
+    }
+
+    /// The local addresses of the sockets in a state, of both families, in order.
+    fn sockets(&self, protocol: &str, state: &str) -> Vec<SocketAddr> {
+        let read = |name: String| fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap();
+        let tables = self.enter(|| read(protocol.to_owned()) + &read(format!("{protocol}6")));
         let sockets = tables.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-        let mut found: Vec<_> = sockets.filter(|words| words[3] == "0A").map(|words| address(words[1])).collect();
+        let mut found: Vec<_> = sockets.filter(|words| words[3] == state).map(|words| address(words[1])).collect();
         found.sort();
-        found.iter().map(SocketAddr::to_string).collect()
+        found
     }
 }
 
