@@ -84,10 +84,8 @@ fn silent_clients_keep_nobody_out() {
         world.tell(vec![forward_change(n)]);
         assert_eq!(watcher.expect("forward")["port"], n);
     }
-    println!("status with 100 silent clients: at most {longest:?}");
-    // Formatting what fifty clients are sent takes a multiple of the time where nothing is optimised.
-    let limit = if cfg!(debug_assertions) { 1000 } else { 200 };
-    assert!(longest < Duration::from_millis(limit), "{longest:?}");
+    // Half of the time that one of them may take: nobody waited for it. How short it is, the benchmark says.
+    assert!(longest < Duration::from_secs(5), "{longest:?}");
     // Ours, and at most as many of the socket's.
     let most = before + silent.len() + 64 + 10;
     assert!(descriptors(std::process::id()) <= most + 100, "other tests have some, too");
@@ -247,8 +245,8 @@ fn slow_watchers_are_told_what_they_missed() {
             }
         }
     });
-    println!("telling ten changes with 3 watchers that do not read: at most {longest:?}");
-    assert!(longest < Duration::from_millis(50), "{longest:?}");
+    // They may take ten seconds each.
+    assert!(longest < Duration::from_secs(2), "{longest:?}");
     // In turn, for the same reason.
     while slow.iter().any(|slow| slow.next <= u64::from(CHANGES)) {
         for slow in &mut slow {
