@@ -7,13 +7,14 @@ SINK ?= hostagent
 DEPS_docker = docker
 DEPS_containerd = containerd cni demo
 T ?= 60
+SEEDS ?= 100000
 PREFIX ?= /usr/local
 DESTDIR ?=
 TARGET = x86_64-unknown-linux-musl
 MUSL = target/$(TARGET)/release
 BINARIES = rancher-desktop-guestagent rancher-desktop-hostagent
 
-.PHONY: help demo test check build musl install bench fuzz clean
+.PHONY: help demo test simulate mutants check build musl install bench fuzz clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -25,11 +26,19 @@ demo: build ## show a container's ports answering on the host (root; a few secon
 	@scripts/demo.sh $(ENGINE) $(SINK)
 
 test: musl ## run every test, against real engines and in a VM (root; installs what is missing)
-	@scripts/deps.sh docker podman containerd cni openssl commands vm
+	@scripts/deps.sh docker podman containerd cni openssl commands vm mutants
 	@tests/vm/prepare.sh
 	cargo test --locked --no-fail-fast -- --include-ignored
+	@scripts/mutants.sh
 	@# The static agent has other code for TLS (scripts/musl.sh).
 	GUESTAGENT_PROGRAM=$(CURDIR)/$(MUSL)/rancher-desktop-guestagent cargo test --locked --test kubernetes -- --include-ignored credentials
+
+simulate: ## put the reconciler through SEEDS random histories, or through one (SEED=K)
+	@SEEDS=$(SEEDS) cargo test --quiet --locked --profile simulate --no-default-features --test simulation -- --nocapture
+
+mutants: ## break the reconciler in every way of tests/simulation/mutants, and see that the simulation notices
+	@scripts/deps.sh mutants
+	@scripts/mutants.sh
 
 check: ## formatting, lints, docs, and the tests that need neither root nor an engine
 	cargo fmt --check
