@@ -7,6 +7,7 @@ SINK ?= hostagent
 DEPS_docker = docker
 DEPS_containerd = containerd cni demo
 T ?= 60
+SEEDS ?= 100000
 PREFIX ?= /usr/local
 DESTDIR ?=
 TARGET = x86_64-unknown-linux-musl
@@ -14,7 +15,7 @@ MUSL = target/$(TARGET)/release
 CARGO_DENY = 0.20.2
 BINARIES = rancher-desktop-guestagent rancher-desktop-hostagent
 
-.PHONY: help demo test scenarios check build musl install bench soak fuzz sbom deny reproducible clean
+.PHONY: help demo test scenarios simulate mutants check build musl install bench soak fuzz sbom deny reproducible clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -26,9 +27,10 @@ demo: build ## show a container's ports answering on the host (root; a few secon
 	@scripts/demo.sh $(ENGINE) $(SINK)
 
 test: musl ## run every test, against real engines and in a VM (root; installs what is missing)
-	@scripts/deps.sh docker podman containerd cni openssl commands vm soak
+	@scripts/deps.sh docker podman containerd cni openssl commands vm soak mutants
 	@tests/vm/prepare.sh
 	cargo test --locked --no-fail-fast -- --include-ignored
+	@scripts/mutants.sh
 	@# Each fault phase once, and what make soak does for minutes, for a while.
 	cargo test --locked --bench soak -- --seconds 45
 	@# The static agent has other code for TLS (scripts/musl.sh).
@@ -37,6 +39,13 @@ test: musl ## run every test, against real engines and in a VM (root; installs w
 scenarios: ## run the tests of the thirty scenarios and list these with pass or fail (root; LOG=FILE: from what make test has printed)
 	@scripts/deps.sh docker podman containerd cni openssl commands
 	@scripts/scenarios.sh $(LOG)
+
+simulate: ## put the reconciler through SEEDS random histories, or through one (SEED=K)
+	@SEEDS=$(SEEDS) cargo test --quiet --locked --profile simulate --no-default-features --test simulation -- --nocapture
+
+mutants: ## break the reconciler in every way of tests/simulation/mutants, and see that the simulation notices
+	@scripts/deps.sh mutants
+	@scripts/mutants.sh
 
 check: ## formatting, lints, docs, and the tests that need neither root nor an engine
 	cargo fmt --check

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what the named components need, with apt-get, and only what is missing: silent and instant when all is there.
 #
-#   scripts/deps.sh COMPONENT...      docker podman containerd cni openssl commands demo musl sbom vm bench soak lint
+#   scripts/deps.sh COMPONENT...      docker podman containerd cni openssl commands mutants demo musl sbom vm bench soak lint
 #
 # A need is written TEST:PACKAGE. TEST is a command looked for on the path, or a file where it starts with a slash; so a
 # tool which came another way (a newer docker, say) counts as there and is left alone.
@@ -24,6 +24,7 @@ needs() {
   cni) echo /usr/lib/cni/portmap:containernetworking-plugins iptables:iptables nft:nftables ip:iproute2 ;;
   openssl) echo openssl:openssl curl:curl ;;
   commands) echo jq:jq zsh:zsh fish:fish groff:groff-base unshare:util-linux setpriv:util-linux $BUSYBOX ;;
+  mutants) echo patch:patch ;;
   demo) echo curl:curl ss:iproute2 ps:procps ;;
   # ring is C and assembler, for the musl target too.
   musl) echo readelf:binutils objcopy:binutils cc:gcc musl-gcc:musl-tools jq:jq pigz:pigz ;;

@@ -194,14 +194,17 @@ impl Reconciler {
 
     /// Lets every sink send. While the relay works on an owner's bindings, peers are not told of that owner: what is
     /// relayed and what is not then go out together, as one document for one change. The same for a sink that follows
-    /// another.
+    /// another. Those that others wait for go first: else one could wait for what is just found to be nothing, and nobody
+    /// would say so.
     fn pump(&mut self, now: Instant, out: &mut Vec<Command>) {
-        for i in 0..self.ledgers.len() {
+        let of_rank = |rank: u8| self.sinks.iter().enumerate().filter(move |(_, sink)| sink.rank() == rank);
+        for i in (0..=2).flat_map(of_rank).map(|(i, _)| i).collect::<Vec<usize>>() {
             let (before, rest) = self.ledgers.split_at_mut(i);
             let Some((ledger, behind)) = rest.split_first_mut() else { continue };
-            let after = self.sinks.get(i).and_then(|sink| sink.after).map(|sink| sink.0);
+            let peer = self.sinks.get(i).filter(|sink| sink.role == Role::Peer);
+            let after = peer.and_then(|sink| sink.after).map(|sink| sink.0);
             let of = |k: usize| before.get(k).or_else(|| behind.get(k - i - 1));
-            let ahead = [self.relay, after].map(|k| k.filter(|k| *k != i).and_then(of));
+            let ahead = [self.relay.filter(|_| peer.is_some()), after].map(|k| k.and_then(of));
             let hold = |owner: &Owner| ahead.iter().flatten().any(|ledger| ledger.is_busy(owner));
             ledger.pump(now, &mut self.next_ticket, hold, out);
         }

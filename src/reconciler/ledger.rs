@@ -125,9 +125,16 @@ impl Ledger {
     }
 
     /// The peer has these from an earlier run, or may have them where that is not certain. Those that nobody asks for
-    /// until then, or until [`Ledger::end_found`], go. What is asked for already is announced all the same.
+    /// until then, or until [`Ledger::end_found`], go. What is asked for already is announced all the same, but sinks that
+    /// follow need not wait for that.
     pub fn found(&mut self, bindings: &Set<Binding>, owner: &Owner, until: Instant, certain: bool) {
-        for binding in bindings.iter().filter(|b| !self.forwards.contains_key(b)).copied().collect::<Vec<_>>() {
+        for binding in bindings.iter().copied() {
+            if let Some(forward) = self.forwards.get_mut(&binding) {
+                if forward.held == Held::No {
+                    forward.held = Held::Maybe;
+                }
+                continue;
+            }
             let forward = Forward {
                 asks: Vec::new(),
                 owner: owner.clone(),
@@ -215,7 +222,9 @@ impl Ledger {
         // The relay serves owners in the order in which they are held back here: who is behind one that still waits
         // need not be looked at, which matters when there are thousands.
         while self.held_back.front().is_some_and(|owner| !hold(owner)) {
-            self.queue.extend(self.held_back.pop_front());
+            let Some(owner) = self.held_back.pop_front() else { break };
+            self.lanes.entry(owner.clone()).or_default().held_back = false;
+            self.queue.push_back(owner);
         }
         while self.in_flight.len() < IN_FLIGHT_MAX {
             match &self.peer {
@@ -243,7 +252,7 @@ impl Ledger {
     /// Takes the next document out of a lane: withdrawals first, and nothing else from one that is held.
     fn next_document(&mut self, owner: &Owner, held: bool) -> Option<(Operation, Bindings)> {
         let lane = self.lanes.get_mut(owner)?;
-        lane.queued = held;
+        (lane.queued, lane.held_back) = (held, held);
         let mut document = None;
         let operations: &[Operation] =
             if held { &[Operation::Withdraw] } else { &[Operation::Withdraw, Operation::Announce] };
@@ -262,7 +271,7 @@ impl Ledger {
             }
         }
         let (operation, bindings) = document?;
-        lane.queued = false;
+        (lane.queued, lane.held_back) = (false, false);
         lane.flying = true;
         for binding in bindings.keys() {
             lane.ready.remove(binding);
@@ -309,10 +318,16 @@ impl Ledger {
             self.timers.remove(&(until, Timer::Forward(binding)));
         }
         match operation {
-            Some(_) => {
+            Some(operation) => {
                 let lane = self.lanes.entry(forward.owner.clone()).or_default();
                 lane.ready.insert(binding);
-                if lane.idle() {
+                // A withdrawal waits for nobody.
+                let released = lane.held_back && operation == Operation::Withdraw;
+                if released {
+                    lane.held_back = false;
+                    self.held_back.retain(|owner| *owner != forward.owner);
+                }
+                if lane.idle() || released {
                     lane.queued = true;
                     self.queue.push_back(forward.owner.clone());
                 }

@@ -42,6 +42,15 @@ impl SinkSettings {
         SinkSettings { role, feeds: Source::ALL, ipv4_only: false, after: None, document_bindings_max }
     }
 
+    /// Sinks wait for those of a lower rank alone.
+    pub(super) fn rank(&self) -> u8 {
+        match (self.role, self.after) {
+            (Role::Relay, _) => 0,
+            (Role::Peer | Role::Listener, None) => 1,
+            (Role::Peer | Role::Listener, Some(_)) => 2,
+        }
+    }
+
     pub(super) fn is_told_of(&self, owner: &Owner) -> bool {
         self.feeds.contains(&owner.source) && !(self.role == Role::Listener && owner.listens())
     }

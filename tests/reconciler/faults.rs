@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use rancher_desktop_agent::event::{Answer, Event, FailureKind, ForwardState, Report, SinkId, Ticket};
-use rancher_desktop_agent::reconciler::Role;
+use rancher_desktop_agent::event::{Answer, Event, FailureKind, ForwardState, Report, SinkId, Source, Ticket};
+use rancher_desktop_agent::reconciler::{Role, SinkSettings};
 
 use super::sim::{Outcome, binding};
 use super::world::World;
@@ -353,4 +353,62 @@ fn a_refusal_of_what_was_not_asked_changes_nothing() {
     world.apply(Event::Answered { sink: SinkId(0), ticket: Ticket(1), answer });
     let refused = |r: &Report| matches!(r, Report::Forward { state: ForwardState::Failing(_), .. });
     assert!(!world.reports.iter().any(refused));
+}
+
+/// Found by the simulation, as is the one below.
+#[test]
+fn a_listener_does_not_wait_for_the_relay() {
+    for roles in [[Role::Listener, Role::Relay], [Role::Relay, Role::Listener]] {
+        let mut world = World::new(true, &roles);
+        let (listener, relay) = if roles[0] == Role::Listener { (0, 1) } else { (1, 0) };
+        world.claim("a", "127.0.0.1:80/tcp");
+        assert_eq!(world.sent(relay), ["+a 127.0.0.1:80/tcp"], "and no answer");
+        assert_eq!(world.sent(listener), ["+a 127.0.0.1:80/tcp"]);
+    }
+}
+
+#[test]
+fn a_withdrawal_does_not_wait_with_what_its_owner_publishes() {
+    let mut world = with_relay();
+    world.claim("a", "0.0.0.0:80/tcp");
+    world.settle();
+    world.sent(0);
+    world.claim("a", "0.0.0.0:80/tcp 127.0.0.1:81/tcp 0.0.0.0:82/tcp");
+    assert_eq!(world.sent(1), ["+a 127.0.0.1:81/tcp"], "and no answer");
+    assert_eq!(world.sent(0), NONE, "waits for the relay");
+    world.claim("a", "127.0.0.1:81/tcp 0.0.0.0:82/tcp");
+    assert_eq!(world.sent(0), ["-a 0.0.0.0:80/tcp"]);
+    world.settle();
+    assert_eq!(world.sent(0), ["+a 0.0.0.0:82/tcp 127.0.0.1:81/tcp"], "and what waits is still one change");
+    world.quiet();
+}
+
+/// Nothing else happened after that, and so nothing was announced.
+#[test]
+fn nobody_waits_for_what_the_relay_turns_out_not_to_do() {
+    let mut world = with_relay();
+    world.snapshot(&[("b", "192.168.1.5:80/tcp")]);
+    world.settle();
+    assert_eq!(world.sent(0), ["+b 127.0.0.1:80/tcp"]);
+    world.snapshot(&[("b", "0.0.0.0:81/tcp"), ("c", "192.168.1.5:80/tcp")]);
+    assert_eq!(world.sent(0), ["+b 0.0.0.0:81/tcp"]);
+    world.quiet();
+}
+
+/// The same, of a sink that follows another, in whatever order they are.
+#[test]
+fn nobody_waits_for_what_the_sink_ahead_turns_out_not_to_do() {
+    let peer = SinkSettings::of_all(Role::Peer);
+    for (ahead, behind) in [(0, 1), (1, 0)] {
+        let mut sinks = [peer, peer];
+        sinks[behind].after = Some(SinkId(ahead));
+        let mut world = World::of(true, &sinks, &[Source::Docker]);
+        world.snapshot(&[("b", "0.0.0.0:80/tcp")]);
+        world.settle();
+        world.snapshot(&[("b", "0.0.0.0:81/tcp"), ("c", "0.0.0.0:80/tcp")]);
+        world.settle();
+        assert_eq!(world.held(behind), "0.0.0.0:80/tcp 0.0.0.0:81/tcp");
+        world.snapshot(&[("c", "0.0.0.0:81/tcp 0.0.0.0:80/tcp")]);
+        world.quiet();
+    }
 }

@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use rancher_desktop_agent::event::{Event, Report, SinkId, Source};
+use rancher_desktop_agent::ordered::Map;
 use rancher_desktop_agent::policy::{Policy, Rule};
 use rancher_desktop_agent::reconciler::{Role, SinkSettings};
 
+use super::oracle::GRACE;
 use super::sim::{binding, bindings};
 use super::sinks::{Agent, owner};
-use super::world::GRACE;
+use super::world::World;
 
 /// host-switch, wsl-proxy behind it, and the relay.
 fn rancher_desktop(policy: Policy, sources: &[Source]) -> Agent {
@@ -272,4 +274,21 @@ fn s14_what_is_found_while_the_agent_ends_goes_at_once() {
     agent.apply(Event::Found { sink: SinkId(0), bindings: [binding("127.0.0.1:80/tcp")].into_iter().collect() });
     assert_eq!(agent.documents, 2);
     assert!(agent.is_empty());
+}
+
+/// Found by the simulation: the host was slow to say what it holds.
+#[test]
+fn what_is_claimed_before_it_is_found_is_not_withdrawn_where_it_follows() {
+    let peer = SinkSettings::of_all(Role::Peer);
+    let sinks = [peer, SinkSettings { after: Some(SinkId(0)), ..peer }];
+    let mut world = World::of(true, &sinks, &[Source::Docker, Source::Nat]);
+    world.claim("a", "0.0.0.0:80/tcp");
+    world.find(0, &[binding("0.0.0.0:80/tcp"), binding("0.0.0.0:81/tcp")]);
+    world.snapshot(&[("a", "0.0.0.0:80/tcp")]);
+    world.apply(Event::Snapshot { source: Source::Nat, claims: Map::new() });
+    assert_eq!(world.sent(0), ["+a 0.0.0.0:80/tcp", "-earlier-run 0.0.0.0:81/tcp"], "and no answer");
+    assert_eq!(world.sent(1), ["-earlier-run 0.0.0.0:81/tcp"]);
+    world.settle();
+    assert_eq!(world.sent(1), ["+a 0.0.0.0:80/tcp"]);
+    world.quiet();
 }

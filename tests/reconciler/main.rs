@@ -1,4 +1,4 @@
-//! The reconciler: scenarios that users met, and random histories against an independent oracle.
+//! The reconciler: scenarios that users met. Random histories are in `tests/simulation`, and so is the world of both.
 //!
 //! Sinks are simulated and time is a number: nothing here does I/O or sleeps. After every event of either kind the
 //! [`world`] checks what must hold always: nothing is exposed wider than published, nothing wanted is withdrawn, no
@@ -15,8 +15,14 @@
 mod anew;
 mod faults;
 mod follow;
-mod model;
+#[allow(dead_code)]
+#[path = "../simulation/oracle.rs"]
+mod oracle;
 mod scenarios;
+#[allow(dead_code)]
+#[path = "../simulation/sim.rs"]
 mod sim;
 mod sinks;
+#[allow(dead_code)]
+#[path = "../simulation/world.rs"]
 mod world;

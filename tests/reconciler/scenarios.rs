@@ -7,8 +7,9 @@ use rancher_desktop_agent::event::{Event, Report, Source};
 use rancher_desktop_agent::port::Bindings;
 use rancher_desktop_agent::reconciler::{BINDINGS_MAX, Role};
 
+use super::oracle::GRACE;
 use super::sim::{Outcome, binding, bindings, owner};
-use super::world::{GRACE, World};
+use super::world::World;
 
 const NONE: [&str; 0] = [];
 

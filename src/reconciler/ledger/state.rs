@@ -76,6 +76,8 @@ pub(super) struct Lane {
     pub(super) wait: Option<Instant>,
     pub(super) failures: u32,
     pub(super) queued: bool,
+    /// Queued, but in the list of those that wait for the relay.
+    pub(super) held_back: bool,
 }
 
 impl Lane {

@@ -32,6 +32,8 @@ pub struct Sim {
     pub settings: SinkSettings,
     /// What becomes of documents, unless the test says otherwise for one of them.
     pub mode: Outcome,
+    /// It carries nothing out, and says nothing.
+    pub stalled: bool,
     pub held: BTreeSet<Binding>,
     /// Bindings that somebody else holds on the host.
     pub busy: BTreeSet<Binding>,
@@ -46,6 +48,8 @@ pub struct Sim {
     pub told: BTreeMap<Binding, ForwardState>,
     /// As far as the answers tell, and unless a withdrawal is on its way.
     pub carries: BTreeSet<Binding>,
+    /// Documents sent here so far.
+    pub documents: usize,
 }
 
 impl Sim {
@@ -53,6 +57,7 @@ impl Sim {
         Sim {
             settings,
             mode: Outcome::Done,
+            stalled: false,
             held: BTreeSet::new(),
             busy: BTreeSet::new(),
             reset_due: false,
@@ -62,6 +67,7 @@ impl Sim {
             sent: Vec::new(),
             told: BTreeMap::new(),
             carries: BTreeSet::new(),
+            documents: 0,
         }
     }
 
@@ -118,6 +124,16 @@ impl Sim {
                 self.carries.remove(binding);
             }
         }
+    }
+
+    /// The agent is another one: nothing is on its way, and nobody knows what is held.
+    pub fn begin_again(&mut self) {
+        self.queue.clear();
+        self.answers.clear();
+        self.flying.clear();
+        self.told.clear();
+        self.carries.clear();
+        self.reset_due = false;
     }
 
     /// The peer restarts, and holds nothing.
