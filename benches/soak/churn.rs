@@ -325,6 +325,9 @@ impl Hand for Ctr<'_> {
             self.world.cni.add(&format!("default-{id}"), &[port])
         });
         lock(&self.world.labels).insert(id.clone(), vec![(ip.to_owned(), port, "tcp")]);
+        if attachment.is_some() {
+            lock(&self.world.attached).insert(id.clone(), (ip.to_owned(), port, "tcp"));
+        }
         let started = self.run(&id, &ports_label(&[(ip, port, 80, "tcp")]), attachment.as_ref());
         self.alive.push((id, port, attachment));
         if started.is_ok() {
@@ -355,6 +358,7 @@ impl Hand for Ctr<'_> {
         if let Some(attachment) = &mut self.alive[at].2 {
             attachment.try_detach()?;
         }
+        lock(&self.world.attached).remove(&id);
         let (id, port, _) = self.alive.swap_remove(at);
         lock(&self.world.labels).remove(&id);
         self.ports.give_back(port, 1);

@@ -98,7 +98,10 @@ pub fn jumps() -> Vec<Row> {
         // Back-off: the jump comes between two attempts.
         receiver.close();
         engine.start(&id(2), ports(&[("80/tcp", "127.0.0.1", "8081")]));
-        agent.wait_log("sink unreachable");
+        eventually("an unreachable sink", || match sink(&agent) {
+            Ok(state) if state == "unreachable" => Ok(()),
+            other => Err((other, agent.log())),
+        });
         clock.set(jump / 2);
         receiver.forget();
         clock.set(jump);
@@ -154,9 +157,18 @@ fn documents(agent: &Agent, words: &[&str]) -> Result<Vec<Value>, String> {
 }
 
 fn source(agent: &Agent) -> Result<String, String> {
+    state(agent, "sources")
+}
+
+fn sink(agent: &Agent) -> Result<String, String> {
+    state(agent, "sinks")
+}
+
+/// Of the first in that list.
+fn state(agent: &Agent, list: &str) -> Result<String, String> {
     let status = documents(agent, &["status", "--json"])?;
-    let source = status.first().map(|status| status["sources"][0]["state"].clone());
-    Ok(source.and_then(|state| state.as_str().map(str::to_owned)).unwrap_or_default())
+    let first = status.first().map(|status| status[list][0]["state"].clone());
+    Ok(first.and_then(|state| state.as_str().map(str::to_owned)).unwrap_or_default())
 }
 
 /// How wrong the age is of the forward that is there since then, for somebody whose clock says the same as the agent's.

@@ -63,7 +63,8 @@ fn settle_on(mut compare: impl FnMut() -> Compared) -> Result<Agreed, Vec<String
 fn compare(world: &World) -> Compared {
     let mut wrong = Vec::new();
     let published = published(world).map_err(|error| vec![error])?;
-    let wanted: Set = published.iter().flatten().chain(&listening(world)).filter_map(on_host).collect();
+    let rules: Vec<Address> = lock(&world.attached).values().cloned().collect();
+    let wanted: Set = published.iter().flatten().chain(&rules).chain(&listening(world)).filter_map(on_host).collect();
     let ipv4: Set = wanted.iter().filter(|forward| !forward.contains('[')).cloned().collect();
     let mut expect = |who: &str, wanted: &Set, held: Result<Set, String>| match held {
         Ok(held) => {

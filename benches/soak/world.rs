@@ -52,6 +52,8 @@ pub struct World {
     pub plain: Mutex<BTreeMap<u32, Address>>,
     /// What containers of containerd publish, as their labels have it.
     pub labels: Mutex<BTreeMap<String, Vec<Address>>>,
+    /// What CNI's rules publish, whether the container behind them runs or its start was cut off.
+    pub attached: Mutex<BTreeMap<String, Address>>,
     /// What agents before this one have written to their logs.
     pub earlier_log: Mutex<u64>,
 }
@@ -85,6 +87,7 @@ impl World {
             dir,
             plain: Mutex::default(),
             labels: Mutex::default(),
+            attached: Mutex::default(),
             earlier_log: Mutex::default(),
         }
     }
