@@ -89,11 +89,12 @@ bench: musl ## measure the README's claims and put them there (root; some 20 min
 	@scripts/deps.sh docker containerd cni openssl bench
 	cargo bench --locked --bench claims -- $(if $(BASE),--base $(BASE) $(GROUPS),--update README.md)
 
-soak: musl ## kill, stop, fill and cut off everything while containers come and go, T seconds (root; T=600 is what docs/reliability.md shows)
+soak: musl ## kill, stop, fill and cut off everything while containers come and go, T seconds (root; T=600 puts its figures into docs/reliability.md)
 	@scripts/deps.sh docker containerd cni soak
-	GUESTAGENT_PROGRAM=$(CURDIR)/$(MUSL)/rancher-desktop-guestagent cargo bench --locked --bench soak -- --seconds $(T) --update docs/reliability.md
+	GUESTAGENT_PROGRAM=$(CURDIR)/$(MUSL)/rancher-desktop-guestagent cargo bench --locked --bench soak -- --seconds $(T) $(if $(filter 600,$(T)),--update docs/reliability.md)
 
 fuzz: ## fuzz what reads bytes of others, T seconds a target (a C++ compiler)
+	@scripts/deps.sh fuzz
 	@scripts/fuzz.sh $(T)
 
 sbom: ## write what the static agents are made of, as CycloneDX JSON, next to them

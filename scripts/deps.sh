@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what the named components need, with apt-get, and only what is missing: silent and instant when all is there.
 #
-#   scripts/deps.sh COMPONENT...      docker podman containerd cni openssl commands mutants demo musl sbom vm bench soak lint
+#   scripts/deps.sh COMPONENT...      docker podman containerd cni openssl commands mutants demo musl sbom fuzz vm bench soak lint
 #
 # A need is written TEST:PACKAGE. TEST is a command looked for on the path, or a file where it starts with a slash; so a
 # tool which came another way (a newer docker, say) counts as there and is left alone.
@@ -29,6 +29,7 @@ needs() {
   # ring is C and assembler, for the musl target too.
   musl) echo readelf:binutils objcopy:binutils cc:gcc musl-gcc:musl-tools jq:jq pigz:pigz ;;
   sbom) echo jq:jq ;;
+  fuzz) echo c++:g++ ;;
   # Where rustup has no musl target: Debian's compiler, with the source of the standard library (scripts/musl.sh).
   musl-source) echo /usr/bin/rustc:rustc-web /usr/lib/rustlib/src/rust/library:rust-web-src ;;
   vm) echo qemu-system-x86_64:qemu-system-x86 mke2fs:e2fsprogs flock:util-linux setpriv:util-linux dpkg-deb:dpkg cc:gcc $BUSYBOX ;;

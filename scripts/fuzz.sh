@@ -6,7 +6,14 @@
 #   scripts/fuzz.sh SECONDS [TARGET]
 set -eu
 cd "$(dirname "$0")/.."
-[ $# -ge 1 ] || { echo "usage: scripts/fuzz.sh SECONDS [TARGET]" >&2; exit 2; }
+usage() {
+  echo "usage: scripts/fuzz.sh SECONDS [TARGET]: a number from 1, and a name of fuzz/fuzz_targets" >&2
+  exit 2
+}
+[ $# -ge 1 ] && [ $# -le 2 ] || usage
+# Where libFuzzer reads no number, it never ends.
+case $1 in '' | 0* | *[!0-9]*) usage ;; esac
+case ${2:-} in */*) usage ;; esac
 all=$(cd fuzz/fuzz_targets && ls | sed 's/\.rs$//')
 targets=${2:-$all}
 [ -e "fuzz/fuzz_targets/${2:-docker}.rs" ] || { echo "there is no target $2: $(echo $all)" >&2; exit 2; }

@@ -8,6 +8,13 @@
 set -eu
 cd "$(dirname "$0")/.."
 form=${1:?usage: scripts/sbom.sh cyclonedx|auditable [cargo metadata arguments]}
+case $form in
+cyclonedx | auditable) ;;
+*)
+  echo "sbom: $form: expected cyclonedx or auditable" >&2
+  exit 2
+  ;;
+esac
 shift
 # cargo knows no checksums but the lock file's.
 checksums=$(awk -F '"' '/^name = /{name = $2} /^version = "/{version = $2}

@@ -4,8 +4,9 @@
 #
 #   scripts/scenarios.sh [FILE]
 set -eu
+[ $# -eq 0 ] || [ -r "$1" ] || { echo "scenarios: cannot read $1" >&2; exit 2; }
+log=$(realpath -m "${1:-$(dirname "$0")/../target/scenarios.log}")
 cd "$(dirname "$0")/.."
-log=${1:-target/scenarios.log}
 if [ $# -eq 0 ]; then
   mkdir -p target
   names=$(seq -f 's%02.0f_' 30)

@@ -68,11 +68,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// Adds the rules of the rules file: the agent does not start with fewer than it was given.
+/// Adds the rules of the rules file: the agent does not start with fewer than it was given. Read as it can be read again later,
+/// without the right to pass over permissions.
 fn read_rules(mut wish: Wish) -> Result<Wish, String> {
     if let Wish::Run(config) | Wish::Check(config) = &mut wish {
         if let Some(path) = &config.rules_file {
-            config.policy = config.policy.with_file_rules(rules_file::read(path)?);
+            config.policy = config.policy.with_file_rules(privileges::without(|| rules_file::read(path))?);
         }
     }
     Ok(wish)

@@ -83,6 +83,14 @@ pub fn with<T>(capabilities: &[Capability], job: impl FnOnce() -> T) -> T {
     job()
 }
 
+/// Does something without any capability in effect, on this thread alone: with no more rights over files than its user has.
+pub fn without<T>(job: impl FnOnce() -> T) -> T {
+    let _in_effect_again = Raised(caps::read(None, CapSet::Effective).ok());
+    // Where there are none, and where that is refused, there is nothing to put back either.
+    let _ = caps::clear(None, CapSet::Effective);
+    job()
+}
+
 /// Puts the effective set back as it was.
 struct Raised(Option<CapsHashSet>);
 

@@ -56,6 +56,16 @@ fn a_bad_rule_is_refused_with_its_line() {
     refused(&path, "line 3: 'deny tcp/0': expected allow RULE or deny RULE");
 }
 
+/// The agent gives up the right to pass over permissions: what it could not read again, it does not begin with.
+#[test]
+#[ignore = "needs root (make test)"]
+fn a_file_that_its_user_may_not_reach_is_refused() {
+    let (dir, path) = rules_file("deny tcp/22\n");
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).unwrap();
+    std::os::unix::fs::chown(dir.path(), Some(65534), Some(65534)).unwrap();
+    refused(&path, "Permission denied");
+}
+
 #[test]
 fn a_file_that_cannot_be_trusted_or_read_is_refused() {
     let (dir, path) = rules_file("deny *\n");
@@ -79,6 +89,7 @@ fn a_file_that_cannot_be_trusted_or_read_is_refused() {
     refused(&path, "more than 1024 rules");
     if nix::unistd::geteuid().is_root() {
         fs::write(&path, "deny *\n").unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
         std::os::unix::fs::chown(&path, Some(65_534), None).unwrap();
         refused(&path, "it belongs to user 65534");
     }

@@ -43,6 +43,9 @@ const RELIST_INTERVAL: Duration = Duration::from_secs(1);
 /// what it lists from afterwards.
 const END_LAG_MAX: Duration = RELIST_INTERVAL;
 
+/// Ends that are remembered for so long. Of more, the oldest are forgotten: no engine ends as many containers in that time.
+const ENDS_MAX: usize = 4096;
+
 /// `{"type":["container","network"],
 /// "event":["start","die","died","stop","destroy","remove","rename","connect","disconnect"]}`. Podman 4.3 matches its own word
 /// `died`, which it then writes as `die`.
@@ -248,8 +251,8 @@ impl Session<'_> {
             Some(DockerEvent::NetworkChanged(id)) if self.running.contains(&id) => self.look_up(id),
             Some(DockerEvent::Ended(id)) => {
                 self.running.remove(&id);
-                self.forget_old_ends();
                 self.ended.push_back((Instant::now(), id.clone()));
+                self.forget_old_ends();
                 self.claim(id, Bindings::new());
                 Ok(())
             }
@@ -262,7 +265,8 @@ impl Session<'_> {
     }
 
     fn forget_old_ends(&mut self) {
-        while self.ended.front().is_some_and(|(at, _)| at.elapsed() > END_LAG_MAX) {
+        let is_old = |(at, _): &(Instant, _)| at.elapsed() > END_LAG_MAX;
+        while self.ended.len() > ENDS_MAX || self.ended.front().is_some_and(is_old) {
             self.ended.pop_front();
         }
     }

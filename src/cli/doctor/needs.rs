@@ -29,6 +29,10 @@ const VSOCK: &str = "/dev/vsock";
 
 /// The process itself, by its `status` and `limits` in /proc: the agent's, or else this one's.
 pub(super) fn process(checks: &mut Checks, config: Option<&Config>, is_agent: bool, status: &str, limits: &str) {
+    if status.is_empty() {
+        let remedy = "ask as root: /proc is mounted so that it hides the agent (hidepid)";
+        return checks.warn("privileges", "the agent's process cannot be looked at", remedy);
+    }
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
         line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
