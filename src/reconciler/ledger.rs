@@ -223,7 +223,9 @@ impl Ledger {
         // need not be looked at, which matters when there are thousands.
         while self.held_back.front().is_some_and(|owner| !hold(owner)) {
             let Some(owner) = self.held_back.pop_front() else { break };
-            self.lanes.entry(owner.clone()).or_default().held_back = false;
+            if let Some(lane) = self.lanes.get_mut(&owner) {
+                lane.held_back = false;
+            }
             self.queue.push_back(owner);
         }
         while self.in_flight.len() < IN_FLIGHT_MAX {
