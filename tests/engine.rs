@@ -121,6 +121,28 @@ fn s03_log_stays_bounded_over_10000_events() {
     assert!(log.lines().count() < 300 && log.len() < 64 * 1024, "{} lines, {} bytes", log.lines().count(), log.len());
 }
 
+/// What is kept of those that are gone, such as the names of the last thousand, has a limit.
+#[test]
+fn s26_memory_is_flat_over_thousands_of_containers() {
+    let (engine, receiver, agent) = setup(&[]);
+    let mut number = 0;
+    let mut rss_after = |containers: u32| {
+        for _ in 0..containers {
+            number += 1;
+            engine.start(&id(number), ports(&[("80/tcp", "0.0.0.0", &format!("{}", 10_000 + number))]));
+            engine.end(&id(number));
+        }
+        engine.start(&id(99_999), ports(&[("80/tcp", "0.0.0.0", "80")]));
+        receiver.wait_held(&["0.0.0.0:80/tcp"]);
+        engine.end(&id(99_999));
+        receiver.wait_held(&[]);
+        receiver.forget();
+        status_kb(agent.pid(), "VmRSS:")
+    };
+    let (before, after) = (rss_after(2_000), rss_after(6_000));
+    assert!(after <= before + 400, "{before} KiB after 2,000 containers, {after} after 6,000 more");
+}
+
 #[test]
 fn s03_repeated_failures_are_one_line() {
     let (engine, receiver) = (EngineStub::new(), Receiver::absent());
