@@ -32,7 +32,7 @@ test: musl ## run every test, against real engines and in a VM (root; installs w
 	cargo test --locked --no-fail-fast -- --include-ignored
 	@scripts/mutants.sh
 	@# Each fault phase once, and what make soak does for minutes, for a while.
-	cargo test --locked --bench soak -- --seconds 45
+	GUESTAGENT_PROGRAM=$(CURDIR)/$(MUSL)/rancher-desktop-guestagent cargo test --locked --bench soak -- --seconds 45
 	@# The static agent has other code for TLS (scripts/musl.sh).
 	GUESTAGENT_PROGRAM=$(CURDIR)/$(MUSL)/rancher-desktop-guestagent cargo test --locked --test kubernetes -- --include-ignored credentials
 
