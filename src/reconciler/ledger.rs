@@ -98,6 +98,7 @@ impl Ledger {
             held: Held::No,
             flying: None,
             wait: None,
+            waits_to: Operation::Announce,
             failures: 0,
             told: None,
             since: now,
@@ -142,7 +143,8 @@ impl Ledger {
                 container_port: binding.host_port,
                 held: if certain { Held::Yes } else { Held::Maybe },
                 flying: None,
-                wait: Some((Operation::Withdraw, until)),
+                wait: Some(until),
+                waits_to: Operation::Withdraw,
                 failures: 0,
                 told: None,
                 since: self.now,
@@ -156,7 +158,7 @@ impl Ledger {
     pub fn end_found(&mut self) {
         let left: Vec<Binding> = self.forwards.iter().filter(|(_, f)| f.is_found()).map(|(b, _)| *b).collect();
         for binding in left {
-            if let Some((_, until)) = self.forwards.get_mut(&binding).and_then(|forward| forward.wait.take()) {
+            if let Some(until) = self.forwards.get_mut(&binding).and_then(|forward| forward.wait.take()) {
                 self.timers.remove(&(until, Timer::Forward(binding)));
             }
             self.refresh(binding);
@@ -311,8 +313,8 @@ impl Ledger {
             return;
         }
         let operation = forward.operation(self.stopping);
-        if let Some((waits_for, until)) = forward.wait {
-            if Some(waits_for) == operation {
+        if let Some(until) = forward.wait {
+            if Some(forward.waits_to) == operation {
                 return;
             }
             forward.wait = None;
@@ -386,7 +388,7 @@ impl Ledger {
         self.timers.clear();
         for (binding, forward) in self.forwards.iter_mut() {
             match forward.wait.filter(|_| forward.is_found() && !self.stopping) {
-                Some((_, until)) => drop(self.timers.insert((until, Timer::Forward(*binding)))),
+                Some(until) => drop(self.timers.insert((until, Timer::Forward(*binding)))),
                 None => (forward.wait, forward.failures) = (None, 0),
             }
         }

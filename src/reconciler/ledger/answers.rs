@@ -57,7 +57,7 @@ impl Ledger {
                     };
                     forward.failures = forward.failures.saturating_add(1);
                     let until = now + wait_after(forward.failures);
-                    forward.wait = Some((operation, until));
+                    (forward.wait, forward.waits_to) = (Some(until), operation);
                     self.timers.insert((until, Timer::Forward(*binding)));
                     ForwardState::Failing(failure.clone())
                 }

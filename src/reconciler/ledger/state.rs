@@ -36,8 +36,10 @@ pub(super) struct Forward {
     pub(super) held: Held,
     /// What the document on its way does to it.
     pub(super) flying: Option<Operation>,
-    /// Refused by the peer: not to be tried again before then.
-    pub(super) wait: Option<(Operation, Instant)>,
+    /// Refused by the peer: what it was not to be tried again before then. Beside each other, since as a pair they would take
+    /// 8 bytes more, and with them 32 forwards do not fit into what an allocator has for them.
+    pub(super) wait: Option<Instant>,
+    pub(super) waits_to: Operation,
     pub(super) failures: u32,
     pub(super) told: Option<ForwardState>,
     /// When it came into the state that it is in.
