@@ -41,6 +41,8 @@ mod kubernetes;
 mod nat;
 #[path = "claims/net.rs"]
 mod net;
+#[path = "shared/page.rs"]
+mod page;
 #[path = "claims/reconciler.rs"]
 mod reconciler;
 #[path = "claims/relay.rs"]
@@ -79,6 +81,9 @@ const GROUPS: &[(&str, Measure)] = &[
 ];
 
 const EXIT_USAGE: u8 = 2;
+
+/// What the markers of the page are called.
+const MARKER: &str = "bench";
 
 /// Groups that another agent can be measured in: it is run as a program, and only what is seen from outside counts.
 const COMPARED: &[&str] = &["docker", "containerd", "nat", "sockets", "kubernetes", "host-switch", "idle"];
@@ -138,7 +143,7 @@ fn read(args: Vec<String>) -> Result<Wish, String> {
             return Err("--update takes the whole table: name no groups".into());
         }
         // Before minutes are spent on it.
-        updated(file, "")?;
+        page::updated(file, MARKER, "")?;
     }
     if wish.base.is_some() {
         if wish.update.is_some() {
@@ -174,7 +179,7 @@ fn run(wish: &Wish) -> ExitCode {
         return ExitCode::FAILURE;
     }
     if let Some(file) = &wish.update {
-        let written = updated(file, &table)
+        let written = page::updated(file, MARKER, &table)
             .and_then(|text| std::fs::write(file, text).map_err(|error| format!("{}: {error}", file.display())));
         if let Err(message) = written {
             eprintln!("claims: {message}");
@@ -214,15 +219,4 @@ fn compare(base: &Path, groups: &[String]) -> ExitCode {
     }
     eprintln!("claims: could not be measured: {}", failed.join(", "));
     ExitCode::FAILURE
-}
-
-/// The file's text with the table between the markers.
-fn updated(file: &Path, table: &str) -> Result<String, String> {
-    const BEGIN: &str = "<!-- bench:begin -->";
-    const END: &str = "<!-- bench:end -->";
-    let text = std::fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
-    let missing = || format!("{}: has no {BEGIN} followed by {END}", file.display());
-    let (before, rest) = text.split_once(BEGIN).ok_or_else(missing)?;
-    let (_, after) = rest.split_once(END).ok_or_else(missing)?;
-    Ok(format!("{before}{BEGIN}\n{table}\n{END}{after}"))
 }

@@ -24,6 +24,8 @@
     clippy::cast_sign_loss
 )]
 
+#[path = "../tests/simulation/random.rs"]
+mod chance;
 #[path = "soak/churn.rs"]
 mod churn;
 #[path = "soak/clock.rs"]
@@ -38,6 +40,8 @@ mod figures;
 mod janitor;
 #[path = "soak/limits.rs"]
 mod limits;
+#[path = "shared/page.rs"]
+mod page;
 #[path = "soak/random.rs"]
 mod random;
 #[path = "soak/run.rs"]
@@ -73,6 +77,9 @@ const PARTS: &[(&str, Part)] = &[
 const SECONDS: u64 = 600;
 const EXIT_USAGE: u8 = 2;
 const EXIT_INTERRUPTED: u8 = 130;
+
+/// What the markers of the page are called.
+const MARKER: &str = "soak";
 
 /// SIGINT or SIGTERM: end, in order.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -139,7 +146,7 @@ fn read(args: Vec<String>) -> Result<Wish, String> {
             return Err("--update takes the whole report: name no parts".into());
         }
         // Before minutes are spent on it.
-        figures::updated(file, "")?;
+        page::updated(file, MARKER, "")?;
     }
     Ok(wish)
 }
@@ -198,7 +205,7 @@ fn soak(wish: &Wish) -> ExitCode {
     }
     failed.extend(rows.iter().filter(|row| row.missed).map(|row| row.what().to_owned()));
     if let Some(Err(message)) = wish.update.as_ref().filter(|_| failed.is_empty()).map(|file| {
-        let text = figures::updated(file, &report)?;
+        let text = page::updated(file, MARKER, &report)?;
         std::fs::write(file, text).map_err(|error| error.to_string())
     }) {
         failed.push(message);

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
 use super::host_switch;
+use crate::page::ticks;
 use crate::report::{Program, Row, megabytes, thousands};
 use crate::support::agent::Agent;
 use crate::support::cni::{Cni, Port, Variant};
@@ -208,7 +209,7 @@ pub fn rollup(pid: u32, field: &str) -> u64 {
 
 /// What a process has used so far.
 struct Usage {
-    /// User and system time. A tick is 10 ms on every architecture that Linux runs containers on.
+    /// See [`ticks`].
     ticks: u64,
     tasks: BTreeMap<u32, Task>,
 }
@@ -223,10 +224,6 @@ struct Task {
 
 impl Usage {
     fn of(pid: u32) -> Usage {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        // The name, in parentheses, may hold anything. The state follows; utime and stime are 11 and 12 after it.
-        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace().collect();
-        let ticks = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
         let entries = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
         let tasks = entries.map(|entry| {
             let path = entry.unwrap().path();
@@ -239,7 +236,7 @@ impl Usage {
             };
             (path.file_name().unwrap().to_str().unwrap().parse().unwrap(), task)
         });
-        Usage { ticks, tasks: tasks.collect() }
+        Usage { ticks: ticks(pid), tasks: tasks.collect() }
     }
 
     /// The growth since then, of all threads. One that ended in between is not counted: the agent's do not.

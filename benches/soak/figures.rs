@@ -1,8 +1,8 @@
 //! What the agent has used, and the report.
 
 use std::fs;
-use std::path::Path;
 
+use crate::page::ticks;
 use crate::support::{descriptors, status_kb};
 
 /// The agent at a moment at which nothing is published.
@@ -29,12 +29,8 @@ impl Usage {
     }
 }
 
-/// User and system time. A tick is 10 ms on every architecture that Linux runs containers on.
 pub fn cpu_seconds(pid: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    // The name, in parentheses, may hold anything. The state follows; utime and stime are 11 and 12 after it.
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace().collect();
-    (fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()) as f64 / 100.0
+    ticks(pid) as f64 / 100.0
 }
 
 /// One line of the report.
@@ -68,17 +64,6 @@ pub fn table(rows: &[Row]) -> String {
         out += &format!("| {} | {} | {mark}{} |\n", row.what, row.limit, row.measured);
     }
     out
-}
-
-/// The file's text with that between the markers.
-pub fn updated(file: &Path, table: &str) -> Result<String, String> {
-    const BEGIN: &str = "<!-- soak:begin -->";
-    const END: &str = "<!-- soak:end -->";
-    let text = fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
-    let missing = || format!("{}: has no {BEGIN} followed by {END}", file.display());
-    let (before, rest) = text.split_once(BEGIN).ok_or_else(missing)?;
-    let (_, after) = rest.split_once(END).ok_or_else(missing)?;
-    Ok(format!("{before}{BEGIN}\n{table}\n{END}{after}"))
 }
 
 /// What the figures depend on, without a name or an address of the machine.

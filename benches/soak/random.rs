@@ -1,25 +1,13 @@
-//! Numbers that look like chance and are the same for the same seed (SplitMix64).
+//! What churn draws from the numbers of a seed.
 
 use std::time::Duration;
 
-pub struct Random(u64);
+pub use crate::chance::Random;
 
 impl Random {
-    pub fn new(seed: u64) -> Random {
-        Random(seed)
-    }
-
     /// Another one that does not repeat this one.
     pub fn fork(&mut self) -> Random {
         Random(self.next())
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
     }
 
     /// Below `end`, which is not 0.

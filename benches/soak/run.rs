@@ -84,7 +84,7 @@ pub fn churn(seconds: Duration, seed: u64) -> Vec<Row> {
     let record = Record::default();
     let plan = Plan::of(seconds);
     let panicked: Mutex<Vec<&str>> = Mutex::default();
-    let mut random = Random::new(seed);
+    let mut random = Random(seed);
     let begun = Instant::now();
     let faults = Faults {
         world: &world,

@@ -8,6 +8,7 @@ use rancher_desktop_agent::port::{Binding, Protocol};
 use rancher_desktop_agent::reconciler::{Role, SinkSettings};
 
 use super::oracle::Rule;
+use super::random::Random;
 use super::sim::{Outcome, binding};
 use super::source::{KEYS, SimSource, pick};
 
@@ -207,18 +208,7 @@ pub fn rules(number: u64) -> Vec<Rule> {
         .collect()
 }
 
-/// SplitMix64.
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
     fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }

@@ -15,6 +15,7 @@
 
 mod history;
 mod oracle;
+mod random;
 mod run;
 mod shrink;
 #[allow(dead_code)]
